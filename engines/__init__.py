@@ -1,0 +1,1 @@
+"""From a trained model to something fast: bundles, schedules, graphs, backends and the sampling loop."""

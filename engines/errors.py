@@ -1,0 +1,30 @@
+"""Every error that the package raises on purpose.
+
+    EnginesError
+    ├── BundleError    a model folder is missing, damaged or of another format
+    ├── BackendError   a runtime could not load or run a stage
+    ├── ExportError    a torch folder cannot become graphs
+    └── ParityError    two backends draw different pictures
+
+Each message is one line that names the file or field and the remedy. Owns no behaviour.
+"""
+
+
+class EnginesError(Exception):
+    """Root of the tree; catch it at a command's or worker's boundary."""
+
+
+class BundleError(EnginesError):
+    """A model folder is missing, damaged or of another format."""
+
+
+class BackendError(EnginesError):
+    """A runtime could not load or run a stage."""
+
+
+class ExportError(EnginesError):
+    """A torch folder cannot become graphs."""
+
+
+class ParityError(EnginesError):
+    """Two backends draw different pictures for the same prompt and seed."""

@@ -1,0 +1,60 @@
+"""The diffusion noise schedule in plain numpy.
+
+Owns alpha_t and sigma_t, with x_t = alpha_t * x_0 + sigma_t * noise and alpha_t^2 + sigma_t^2 = 1.
+Knows nothing of models, prompts or frameworks, so that training, export and serving share one table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.spec import ScheduleSpec
+
+Float64 = NDArray[np.float64]
+
+
+def _betas(spec: ScheduleSpec) -> Float64:
+    num = spec.num_train_timesteps
+    if spec.beta_schedule == "linear":
+        return np.linspace(spec.beta_start, spec.beta_end, num, dtype=np.float64)
+    if spec.beta_schedule == "scaled_linear":
+        return np.linspace(spec.beta_start**0.5, spec.beta_end**0.5, num, dtype=np.float64) ** 2
+
+    # Source: arXiv:2102.09672, eq. 17, with the same clipping of beta at 0.999.
+    def signal(fraction: float) -> float:
+        return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    ratios = [1 - signal((i + 1) / num) / signal(i / num) for i in range(num)]
+    return np.minimum(np.array(ratios, dtype=np.float64), 0.999)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Signal and noise scales by timestep index.
+
+    Attributes:
+        alphas: (num_train_timesteps,) float64, signal scale, descending.
+        sigmas: (num_train_timesteps,) float64, noise scale, ascending.
+        is_input_pure_noise: at the last timestep the network is given pure noise, whatever
+            alpha says there.
+    """
+
+    alphas: Float64
+    sigmas: Float64
+    is_input_pure_noise: bool
+
+    @classmethod
+    def from_spec(cls, spec: ScheduleSpec) -> Schedule:
+        """Build the table that a model was trained with."""
+        alphas = np.sqrt(np.cumprod(1.0 - _betas(spec)))
+        if spec.zero_terminal_snr == "rescale":
+            # Shift so that the last alpha is 0, scale so that the first one keeps its value.
+            # Source: arXiv:2305.08891, algorithm 1.
+            first, last = alphas[0], alphas[-1]
+            alphas = (alphas - last) * (first / (first - last))
+        sigmas = np.sqrt(np.clip(1.0 - alphas**2, 0.0, 1.0))
+        return cls(alphas, sigmas, spec.zero_terminal_snr != "none")
