@@ -1,0 +1,96 @@
+# Every command of the project. CI and pre-commit call these targets and nothing else.
+#
+# PYTHON   interpreter that makes the environment, 3.11 or newer      make run PYTHON=python3.12
+# VENV     where the environment lies; .venv-base is the test's own
+# PORT     where `make run` listens
+# MODEL    the bundle to serve, measure or compile
+# ARGS     passed on to the command                                   make test ARGS="-k noise"
+
+PYTHON ?= python3
+VENV ?= .venv
+BASE_VENV ?= .venv-base
+PORT ?= 8000
+HOST ?= 127.0.0.1
+MODEL ?= models/emoji
+ARGS ?=
+
+BIN := $(VENV)/bin
+# A wheel is cheap to build again, so any change to a shipped file builds it again.
+SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/dev/null)
+# Set by .ci/run: a test whose program is missing then fails instead of being skipped.
+export CI
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lint types imports bench distill export engines clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+
+run: $(VENV)/.base  ## Serve the bundled model and its page on port 8000.
+	@printf '\n  Page     http://%s:%s/\n' $(HOST) $(PORT)
+	@printf '  Picture  %s\n\n' "curl --retry 20 --retry-connrefused -s -o picture.png -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{\"prompt\": \"a red heart\", \"seed\": 7}' http://$(HOST):$(PORT)/v1/generate"
+	@exec $(BIN)/onestep serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev $(BASE_VENV)/.wheel lint types imports  ## Run everything that needs no GPU, from nothing.
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev lint types imports  ## The quick checks before a commit: style, types, imports, unit tests.
+	$(BIN)/pytest tests/unit $(ARGS)
+
+format: $(VENV)/.dev  ## Rewrite the code in the project's style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev  ## Report what `make format` would change or cannot.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## Check types, strictly.
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev  ## Check which module may import which.
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## Measure the service under load and print the table.
+	$(BIN)/pytest tests/bench -s $(ARGS)
+
+distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --run runs/NAME".
+	$(BIN)/onestep-distill train $(ARGS)
+
+export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/export --out models/NAME".
+	$(BIN)/onestep-engines export $(ARGS)
+
+engines: $(VENV)/.dev  ## Compile a bundle's graphs with TensorRT.
+	$(BIN)/onestep-engines build $(MODEL) $(ARGS)
+
+clean:  ## Remove environments, caches and builds; runs and models stay.
+	rm -rf $(VENV) $(BASE_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache .coverage htmlcov *.egg-info
+	find service engines distill tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Environments. A stamp is newer than pyproject.toml when the environment holds what it asks for.
+
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "onestep needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+$(VENV)/.base: pyproject.toml
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[distill,dev,tensorrt-rtx]'
+	@touch $(VENV)/.base $@
+
+# A plain user's installation: the wheel and its base dependencies, without torch.
+$(BASE_VENV)/.wheel: pyproject.toml $(SHIPPED)
+	$(call make_venv,$(BASE_VENV))
+	$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --force-reinstall --no-deps .
+	@touch $@

@@ -1,0 +1,1 @@
+"""From a teacher that needs many steps to a student that needs one."""

@@ -1,0 +1,1 @@
+"""The web service: requests become jobs, jobs become batches, batches become pictures."""
