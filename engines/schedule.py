@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.spec import ScheduleSpec
+from engines.spec import PredictionType, ScheduleSpec
 
 Float64 = NDArray[np.float64]
 
@@ -58,3 +58,24 @@ class Schedule:
             alphas = (alphas - last) * (first / (first - last))
         sigmas = np.sqrt(np.clip(1.0 - alphas**2, 0.0, 1.0))
         return cls(alphas, sigmas, spec.zero_terminal_snr != "none")
+
+    def denoised_scales(self, prediction: PredictionType) -> tuple[Float64, Float64]:
+        """Tables that turn a network's output into the estimate of the clean latents.
+
+        Returns:
+            (from_latents, from_output), by timestep: x_0 = from_latents * x_t + from_output * y.
+
+        Raises:
+            ValueError: epsilon prediction where alpha reaches 0, which leaves nothing of x_0.
+        """
+        if prediction == "sample":
+            return np.zeros_like(self.alphas), np.ones_like(self.alphas)
+        if prediction == "v_prediction":
+            # Source: arXiv:2202.00512, section 4: v = alpha * noise - sigma * x_0.
+            return self.alphas, -self.sigmas
+        if self.alphas.min() <= 0.0:
+            raise ValueError(
+                "epsilon prediction cannot end at zero signal: use zero_terminal_snr "
+                "'input_only', or train with v_prediction"
+            )
+        return 1.0 / self.alphas, -self.sigmas / self.alphas

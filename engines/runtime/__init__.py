@@ -1,0 +1,1 @@
+"""Backends: each turns the stages of a model folder into callables over numpy arrays."""

@@ -1,0 +1,48 @@
+"""The reference backend: the torch modules themselves, run eagerly on the CPU.
+
+Owns only the bridge between numpy and torch. Slow and exact; `check` compares the others with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from engines.errors import BackendError
+from engines.runtime.base import Stages
+from engines.spec import ModelSpec
+from engines.stages import load_modules
+
+
+class TorchStage:
+    """One module, called without gradients."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        """Wrap a module in evaluation mode."""
+        self._module = module
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """Run the module on arrays in the order of `INPUTS`."""
+        try:
+            with torch.inference_mode():
+                output: torch.Tensor = self._module(*(torch.from_numpy(i) for i in inputs))
+        except Exception as error:  # torch raises whatever the failing operator raises
+            reason = str(error).strip().partition("\n")[0]
+            raise BackendError(f"torch failed in {type(self._module).__name__}: {reason}") from error
+        result: NDArray[Any] = output.numpy()
+        return result
+
+
+def load_stages(folder: Path, spec: ModelSpec, num_threads: int | None) -> Stages:
+    """Load a torch folder; `num_threads` holds for the whole process, as torch has it."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    modules = load_modules(Path(folder), spec)
+    return Stages(
+        text=TorchStage(modules.text),
+        denoise=TorchStage(modules.denoise),
+        decode=TorchStage(modules.decode),
+    )
