@@ -1,1 +1,1 @@
-"""The web service: requests become jobs, jobs become batches, batches become pictures."""
+"""The web service: requests in, batches beside the engine, pictures out."""

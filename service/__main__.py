@@ -1,0 +1,209 @@
+"""The command `onestep`.
+
+Owns the joining of settings, bundle, broker, worker and application in one process, its signals
+and its exit status: 0 after a drain, 1 when a part failed, 2 when the start was impossible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from engines.errors import EnginesError
+from engines.pipeline import Pipeline
+from engines.spec import ModelSpec
+from engines.tokenizer import Tokenizer
+from service.app import create_app
+from service.brokers.memory import MemoryBroker
+from service.errors import StartError
+from service.routes.context import AppContext, Phase, Readiness
+from service.schemas import ModelLimits
+from service.settings import Settings, load_settings
+from service.telemetry import Telemetry, configure_logging, log_event
+from service.worker import Worker
+
+EXIT_FAILED = 1
+EXIT_CANNOT_START = 2
+# What a drain may take beyond the last accepted request's deadline.
+DRAIN_MARGIN_S = 5.0
+_WILDCARD_HOSTS = {"0.0.0.0", "::", ""}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load_settings(host=arguments.host, port=arguments.port, model=arguments.model)
+        configure_logging(settings.log_level)
+        limits = load_limits(settings.model)
+        with _listen(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(serve(settings, limits, listener))
+    except (StartError, EnginesError) as error:
+        print(f"onestep: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+
+
+def load_limits(bundle: Path) -> ModelLimits:
+    """What a bundle's model accepts.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+    spec = ModelSpec.load(bundle)
+    spec.verify(bundle)
+    tokenizer = Tokenizer.load(bundle, spec)
+    return ModelLimits(
+        name=spec.name,
+        description=spec.description,
+        license=spec.license,
+        sizes_px=spec.sizes_px,
+        max_steps=spec.max_steps,
+        max_prompt_chars=spec.text.max_prompt_chars,
+        max_tokens=spec.text.max_tokens,
+        count_tokens=tokenizer.num_tokens,
+        examples=spec.examples,
+        styles=spec.styles,
+    )
+
+
+async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket) -> int:
+    """Listen at once, load the model, serve until a signal, drain.
+
+    Raises:
+        EnginesError: the model cannot be loaded.
+    """
+    telemetry = Telemetry()
+    broker = MemoryBroker(settings.max_queue_depth)
+    readiness = Readiness(telemetry)
+    worker = Worker(
+        broker,
+        lambda: Pipeline.load(
+            settings.model, backend=settings.backend, num_threads=settings.num_threads
+        ),
+        telemetry,
+        max_batch_size=settings.max_batch_size,
+        num_encode_threads=settings.num_encode_threads,
+    )
+    app = create_app(AppContext(settings, limits, broker, telemetry, readiness))
+    server = _Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    )
+    stop = asyncio.Event()
+    _on_signals(stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await worker.start()
+        readiness.set(Phase.READY, "")
+        _announce(settings, limits, listener)
+        working = asyncio.create_task(worker.run())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        readiness.set(Phase.DRAINING, "the service is shutting down")
+        await broker.close()
+        return await _drain(working, settings.deadline_s + DRAIN_MARGIN_S)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _drain(working: asyncio.Task[None], timeout_s: float) -> int:
+    """Wait until every accepted picture has been delivered."""
+    log_event("draining")
+    await asyncio.wait({working}, timeout=timeout_s)
+    if not working.done():
+        log_event("drain_timed_out", level=logging.ERROR, timeout_s=timeout_s)
+        return EXIT_FAILED
+    if (error := working.exception()) is not None:
+        log_event("worker_failed", level=logging.ERROR, exc=error)
+        return EXIT_FAILED
+    log_event("drained")
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`: a drain answers new requests, so it must keep listening."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first signal asks for a drain, a second one ends the process at once."""
+
+    def handle(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle, number)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind before anything is loaded: a taken port must stop the start at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): "
+            "choose another with --host and --port"
+        ) from error
+
+
+def _announce(settings: Settings, limits: ModelLimits, listener: socket.socket) -> None:
+    """Print where the page is and a line that draws a picture."""
+    host = "127.0.0.1" if settings.host in _WILDCARD_HOSTS else settings.host
+    host = f"[{host}]" if ":" in host else host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    # The line must work as it stands, in a shell and with this model.
+    fitting = [
+        prompt
+        for prompt in (*limits.examples, "a red heart")
+        if limits.count_tokens(prompt) <= limits.max_tokens and not set(prompt) & set("'\"\\")
+    ]
+    body = f'{{"prompt": "{fitting[0] if fitting else "hi"}", "seed": 7}}'
+    print(
+        f"\nonestep serves {limits.name}\n"
+        f"  page  {address}/\n"
+        f"  curl  curl -sS {address}/v1/generate -H 'Accept: image/png' "
+        f"-H 'Content-Type: application/json' -d '{body}' -o picture.png\n",
+        flush=True,
+    )
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists (it has no Windows build), else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onestep", description="Pictures from text in one step.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("serve", help="API, page and engine in one process")
+    command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, help="port, 0 for a free one (default 8000)")
+    command.add_argument("--model", type=Path, help="bundle folder (default models/emoji)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

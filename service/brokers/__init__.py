@@ -1,0 +1,1 @@
+"""Where jobs wait: one protocol, one implementation per place."""

@@ -1,0 +1,163 @@
+"""Every error that the service raises on purpose, and what each becomes on the wire.
+
+    ServiceError
+    ├── StartError           the command cannot start (settings, port); exit status 2
+    └── ProblemError         answered to a client
+        ├── InvalidRequest     400
+        ├── NotFound           404
+        ├── MethodNotAllowed   405
+        ├── BodyTooLarge       413
+        ├── QueueFull          429, with Retry-After
+        ├── ClientClosed       499, the client left before its picture was done
+        ├── InternalError      500, a defect of the service
+        ├── GenerationFailed   500, the engine or encoder failed on this job alone
+        ├── NotReady           503, the model is still loading
+        ├── Draining           503, the process is about to stop
+        └── DeadlineExceeded   504
+
+Owns the status table and the problem document (RFC 9457). Knows no web framework.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+# The widest wait that common clients still honour; a longer one is taken as "do not retry".
+MAX_RETRY_AFTER_S = 120
+
+
+class ServiceError(Exception):
+    """Root of the tree; catch it at a command's or request's boundary."""
+
+
+class StartError(ServiceError):
+    """The command cannot start; the message is one line that names the remedy."""
+
+
+class ProblemError(ServiceError):
+    """An error with a place in the status table.
+
+    Args:
+        detail: one sentence for the person who sent the request; never holds a prompt.
+        field: the request field at fault.
+        allowed: what that field may be, as plain JSON.
+        retry_after_s: when trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        allowed: object = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.allowed = allowed
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ProblemError):
+    """A field is missing, unknown or out of range, or the body is no JSON object."""
+
+
+class NotFound(ProblemError):
+    """No such path."""
+
+
+class MethodNotAllowed(ProblemError):
+    """The path exists, the method does not."""
+
+
+class BodyTooLarge(ProblemError):
+    """The body holds more bytes than the settings allow."""
+
+
+class QueueFull(ProblemError):
+    """The queue is as deep as it may become."""
+
+
+class ClientClosed(ProblemError):
+    """The client left; nobody reads this answer, metrics count it."""
+
+
+class InternalError(ProblemError):
+    """An unforeseen exception; its text stays in the log."""
+
+
+class GenerationFailed(ProblemError):
+    """The engine or the encoder failed on this very job."""
+
+
+class NotReady(ProblemError):
+    """The model is not loaded yet."""
+
+
+class Draining(ProblemError):
+    """The process finishes what it accepted and takes nothing new."""
+
+
+class DeadlineExceeded(ProblemError):
+    """No picture before the request's deadline."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one error class looks on the wire."""
+
+    status: int
+    code: str
+    title: str
+
+
+STATUS_TABLE: dict[type[ProblemError], Status] = {
+    InvalidRequest: Status(400, "invalid_request", "Invalid request"),
+    NotFound: Status(404, "not_found", "Not found"),
+    MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
+    BodyTooLarge: Status(413, "body_too_large", "Body too large"),
+    QueueFull: Status(429, "queue_full", "Queue full"),
+    ClientClosed: Status(499, "client_closed", "Client closed the request"),
+    InternalError: Status(500, "internal_error", "Internal error"),
+    GenerationFailed: Status(500, "generation_failed", "Generation failed"),
+    NotReady: Status(503, "not_ready", "Not ready"),
+    Draining: Status(503, "draining", "Shutting down"),
+    DeadlineExceeded: Status(504, "deadline_exceeded", "Deadline exceeded"),
+}
+
+
+def status_of(error: ProblemError) -> Status:
+    """The wire form of an error."""
+    return STATUS_TABLE[type(error)]
+
+
+def problem_document(error: ProblemError, request_id: str) -> dict[str, Any]:
+    """The body of an `application/problem+json` answer."""
+    row = status_of(error)
+    document: dict[str, Any] = {
+        "type": f"urn:onestep:problem:{row.code}",
+        "title": row.title,
+        "status": row.status,
+        "detail": error.detail,
+        "code": row.code,
+        "request_id": request_id,
+    }
+    if error.field is not None:
+        document["field"] = error.field
+    if error.allowed is not None:
+        document["allowed"] = error.allowed
+    return document
+
+
+def retry_headers(error: ProblemError) -> dict[str, str]:
+    """Headers that tell a client when to come back; none for errors that waiting cannot mend."""
+    if error.retry_after_s is None:
+        return {}
+    wait_s = min(max(error.retry_after_s, 0.0), MAX_RETRY_AFTER_S)
+    return {
+        "retry-after": str(max(1, math.ceil(wait_s))),
+        "retry-after-ms": str(max(1, math.ceil(wait_s * 1000))),
+    }

@@ -1,0 +1,65 @@
+"""What the routes share, handed over once by whoever composes the process.
+
+Owns the process's phase as the outside sees it. Knows no web framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.brokers.base import Broker
+from service.errors import Draining, NotReady
+from service.schemas import ModelLimits
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+# A model loads within seconds; a client that comes back then finds it ready.
+NOT_READY_RETRY_S = 2.0
+# Long enough for a supervisor to have started the next process.
+DRAINING_RETRY_S = 5.0
+
+
+class Phase(StrEnum):
+    """Where the process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Readiness:
+    """Whether requests are accepted and, if not, why."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self.set(Phase.STARTING, "the model is loading")
+
+    def set(self, phase: Phase, reason: str) -> None:
+        """Enter a phase."""
+        self.phase = phase
+        self.reason = reason
+        self._telemetry.ready.set(phase is Phase.READY)
+
+    def check(self) -> None:
+        """Return when requests are accepted.
+
+        Raises:
+            NotReady: the model is loading.
+            Draining: the process is about to stop.
+        """
+        if self.phase is Phase.STARTING:
+            raise NotReady(self.reason, retry_after_s=NOT_READY_RETRY_S)
+        if self.phase is Phase.DRAINING:
+            raise Draining(self.reason, retry_after_s=DRAINING_RETRY_S)
+
+
+@dataclass(frozen=True)
+class AppContext:
+    """The parts of one process, as `app.state.context`."""
+
+    settings: Settings
+    limits: ModelLimits
+    broker: Broker
+    telemetry: Telemetry
+    readiness: Readiness

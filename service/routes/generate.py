@@ -1,0 +1,228 @@
+"""POST /v1/generate: a prompt in, a picture out.
+
+Owns the request's walk from bytes to jobs and from outcomes to an answer, the deadline and the
+client's departure. Knows the broker's protocol, never an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, cast
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.types import Receive
+
+from service.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    ProblemError,
+    status_of,
+)
+from service.images import MEDIA_TYPES
+from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
+from service.routes.context import AppContext
+from service.schemas import GenerateRequest, Generation, parse_generation
+
+router = APIRouter(tags=["generate"])
+
+FAILURES: dict[FailureReason, type[ProblemError]] = {
+    FailureReason.ENGINE: GenerationFailed,
+    FailureReason.ENCODER: GenerationFailed,
+    FailureReason.EXPIRED: DeadlineExceeded,
+    FailureReason.CANCELLED: ClientClosed,
+}
+_FAILURE_DETAILS: dict[FailureReason, str] = {
+    FailureReason.ENGINE: "the engine failed on this picture; the log has the cause",
+    FailureReason.ENCODER: "the picture could not be encoded; the log has the cause",
+    FailureReason.EXPIRED: "no picture before the deadline",
+    FailureReason.CANCELLED: "the client closed the request",
+}
+_OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+    },
+    "responses": {
+        "200": {
+            "description": "The picture for `Accept: image/*`, else JSON with base64.",
+            "content": {
+                "application/json": {},
+                **{media_type: {} for media_type in MEDIA_TYPES.values()},
+            },
+        }
+    },
+}
+
+
+@router.post("/v1/generate", response_class=Response, openapi_extra=_OPENAPI)
+async def generate(request: Request) -> Response:
+    """Draw one picture or several of one prompt."""
+    started_s = time.perf_counter()
+    context = cast(AppContext, request.app.state.context)
+    try:
+        context.readiness.check()
+        generation = parse_generation(await request.body(), context.limits)
+        image_format = _negotiate(request.headers.get("accept", ""), generation)
+        jobs = _make_jobs(generation, image_format or generation.format, context)
+        futures = await context.broker.put(jobs)
+    except ProblemError as error:
+        context.telemetry.rejected.labels(status_of(error).code).inc()
+        raise
+    outcomes = await _outcomes(request.receive, jobs, futures, context)
+    total_ms = (time.perf_counter() - started_s) * 1000
+    headers = _headers(outcomes, total_ms)
+    if image_format is not None:
+        return Response(
+            outcomes[0].image_bytes, media_type=MEDIA_TYPES[image_format], headers=headers
+        )
+    body = _json_body(generation, outcomes, total_ms)
+    return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
+def _negotiate(accept: str, generation: Generation) -> ImageFormat | None:
+    """The format to answer as bytes, or None for JSON.
+
+    An explicit `format` wins over the type that Accept names: it is the more precise wish.
+    """
+    accepted = preferred_media_types(accept)
+    if not accepted or not accepted[0].startswith("image/"):
+        return None
+    if len(generation.seeds) != 1:
+        raise InvalidRequest(
+            "num_images must be 1 when the answer is one picture (Accept: image/*); "
+            "accept application/json for several",
+            field="num_images",
+            allowed={"min": 1, "max": 1},
+        )
+    if not generation.is_format_given:
+        for name, media_type in MEDIA_TYPES.items():
+            if accepted[0] == media_type:
+                return name
+    return generation.format
+
+
+def preferred_media_types(accept: str) -> list[str]:
+    """Media ranges of an Accept header, most wanted first, those with q=0 left out."""
+    ranges: list[tuple[float, str]] = []
+    for part in accept.lower().split(","):
+        media_type, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        if media_type and quality > 0:
+            ranges.append((quality, media_type))
+    # The sort is stable: of equals, the one named first stays first.
+    return [media_type for _, media_type in sorted(ranges, key=lambda item: -item[0])]
+
+
+def _make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
+    now_s = context.broker.now_s()
+    return [
+        Job(
+            id=uuid.uuid4().hex,
+            key=generation.key,
+            prompt=generation.prompt,
+            seed=seed,
+            format=image_format,
+            created_s=now_s,
+            deadline_s=now_s + context.settings.deadline_s,
+        )
+        for seed in generation.seeds
+    ]
+
+
+async def _outcomes(
+    receive: Receive,
+    jobs: Sequence[Job],
+    futures: Sequence[asyncio.Future[JobOutcome]],
+    context: AppContext,
+) -> list[JobDone]:
+    """Wait for every picture, the deadline or the client's departure, whichever is first."""
+    everything = asyncio.gather(*futures)
+    departure = asyncio.create_task(_departure(receive))
+    either: set[asyncio.Future[Any]] = {everything, departure}
+    try:
+        await asyncio.wait(
+            either,
+            timeout=jobs[0].deadline_s - context.broker.now_s(),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not everything.done():
+            reason = FailureReason.CANCELLED if departure.done() else FailureReason.EXPIRED
+            raise FAILURES[reason](_FAILURE_DETAILS[reason])
+        outcomes: list[JobDone] = []
+        for outcome in everything.result():
+            if isinstance(outcome, JobFailed):
+                raise FAILURES[outcome.reason](_FAILURE_DETAILS[outcome.reason])
+            outcomes.append(outcome)
+        return outcomes
+    finally:
+        departure.cancel()
+        # Also on the way out of a torn-down handler: what nobody waits for must not run.
+        if not everything.done():
+            num_queued = await context.broker.cancel([job.id for job in jobs])
+            context.telemetry.cancelled.labels("queued").inc(num_queued)
+            everything.cancel()
+
+
+async def _departure(receive: Receive) -> None:
+    """Return when the client has gone; its body has been read whole before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _headers(outcomes: Sequence[JobDone], total_ms: float) -> dict[str, str]:
+    slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
+    durations = {
+        "queue": slowest.queue_ms,
+        **slowest.stage_ms,
+        "encode": slowest.encode_ms,
+        "total": total_ms,
+    }
+    return {
+        "x-onestep-seed": str(outcomes[0].seed),
+        "x-onestep-queue-ms": f"{slowest.queue_ms:.1f}",
+        "x-onestep-run-ms": f"{slowest.run_ms:.1f}",
+        "x-onestep-batch-size": str(slowest.batch_size),
+        "server-timing": ", ".join(f"{name};dur={ms:.1f}" for name, ms in durations.items()),
+    }
+
+
+def _json_body(
+    generation: Generation, outcomes: Sequence[JobDone], total_ms: float
+) -> dict[str, Any]:
+    slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
+    return {
+        "id": f"gen-{uuid.uuid4().hex}",
+        "model": generation.key.model,
+        "created": int(time.time()),
+        "width": generation.key.width,
+        "height": generation.key.height,
+        "steps": generation.key.steps,
+        "batch_size": slowest.batch_size,
+        "images": [
+            {
+                "seed": done.seed,
+                "media_type": MEDIA_TYPES[generation.format],
+                "b64_json": base64.b64encode(done.image_bytes).decode("ascii"),
+            }
+            for done in outcomes
+        ],
+        "timing": {
+            "queue_ms": round(slowest.queue_ms, 2),
+            "run_ms": round(slowest.run_ms, 2),
+            "encode_ms": round(slowest.encode_ms, 2),
+            "total_ms": round(total_ms, 2),
+        },
+    }

@@ -1,0 +1,178 @@
+"""Wire models and the only validation of user input.
+
+Owns what a request may say and how a refusal names the field and what is allowed. What a model can
+do arrives as `ModelLimits`; where those come from is not known here. A prompt never appears in an
+error text.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidRequest
+from service.jobs import BatchKey, ImageFormat
+
+MAX_SEED = 2**32 - 1
+MAX_NUM_IMAGES = 16
+_MAX_ECHO_CHARS = 64
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What the served model accepts and says about itself.
+
+    Attributes:
+        sizes_px: (width, height) pairs; the first is the default.
+        max_tokens: tokens a prompt may need, begin and end included.
+        count_tokens: tokens that a prompt needs, on the same count.
+    """
+
+    name: str
+    description: str
+    license: str
+    sizes_px: tuple[tuple[int, int], ...]
+    max_steps: int
+    max_prompt_chars: int
+    max_tokens: int
+    count_tokens: Callable[[str], int]
+    examples: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+
+
+class GenerateRequest(BaseModel):
+    """Body of POST /v1/generate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(description="What to draw.")
+    model: str | None = Field(default=None, description="Default: the served model.")
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="Drawn at random and returned when missing."
+    )
+    width: int | None = Field(default=None, ge=1, description="Pixels.")
+    height: int | None = Field(default=None, ge=1, description="Pixels.")
+    steps: int = Field(default=1, ge=1, description="Denoise steps.")
+    num_images: int = Field(
+        default=1, ge=1, le=MAX_NUM_IMAGES, description="Picture i has seed + i."
+    )
+    format: ImageFormat = "png"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A request that has been checked and has no open choices left."""
+
+    key: BatchKey
+    prompt: str
+    seeds: tuple[int, ...]
+    format: ImageFormat
+    is_format_given: bool
+
+
+def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
+    """Check a body against the schema and the served model.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
+    try:
+        request = GenerateRequest.model_validate_json(body)
+    except ValidationError as error:
+        # Inputs stay out: an error that carried them could carry a prompt into a log.
+        raise _refusal(error.errors(include_input=False, include_url=False)[0], limits) from None
+    return _resolve(request, limits)
+
+
+def _allowed(limits: ModelLimits) -> dict[str, object]:
+    """Field -> what it may be, as plain JSON."""
+    sizes = [list(size) for size in limits.sizes_px]
+    return {
+        "prompt": {
+            "min_chars": 1,
+            "max_chars": limits.max_prompt_chars,
+            "max_tokens": limits.max_tokens,
+        },
+        "model": [limits.name],
+        "seed": {"min": 0, "max": MAX_SEED},
+        "width": sizes,
+        "height": sizes,
+        "steps": {"min": 1, "max": limits.max_steps},
+        "num_images": {"min": 1, "max": MAX_NUM_IMAGES},
+        "format": list(get_args(ImageFormat)),
+    }
+
+
+def _refusal(error: Any, limits: ModelLimits) -> InvalidRequest:
+    """Translate one of pydantic's findings."""
+    if error["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {error['ctx']['error']}")
+    if not error["loc"]:
+        return InvalidRequest("the body must be a JSON object")
+    field = str(error["loc"][0])[:_MAX_ECHO_CHARS]
+    if error["type"] == "extra_forbidden":
+        return InvalidRequest(
+            f"{field} is no field of this request",
+            field=field,
+            allowed=list(GenerateRequest.model_fields),
+        )
+    allowed = _allowed(limits)[field]
+    if error["type"] == "missing":
+        return InvalidRequest(f"{field} is required", field=field, allowed=allowed)
+    return InvalidRequest(f"{field}: {error['msg']}", field=field, allowed=allowed)
+
+
+def _resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
+    def refuse(field: str, detail: str) -> InvalidRequest:
+        return InvalidRequest(detail, field=field, allowed=_allowed(limits)[field])
+
+    if not request.prompt.strip():
+        raise refuse("prompt", "prompt must not be empty")
+    # Characters first: counting them is free, counting tokens of a huge text is not.
+    if len(request.prompt) > limits.max_prompt_chars:
+        raise refuse(
+            "prompt",
+            f"prompt has {len(request.prompt)} characters, "
+            f"at most {limits.max_prompt_chars} are allowed",
+        )
+    num_tokens = limits.count_tokens(request.prompt)
+    if num_tokens > limits.max_tokens:
+        raise refuse(
+            "prompt", f"prompt needs {num_tokens} tokens, at most {limits.max_tokens} are allowed"
+        )
+    if request.model is not None and request.model != limits.name:
+        raise refuse("model", f"model must be {limits.name}")
+    if request.steps > limits.max_steps:
+        raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
+    width, height = _size(request, limits, refuse)
+    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    return Generation(
+        key=BatchKey(limits.name, width, height, request.steps),
+        prompt=request.prompt,
+        seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
+        format=request.format,
+        is_format_given="format" in request.model_fields_set,
+    )
+
+
+def _size(
+    request: GenerateRequest,
+    limits: ModelLimits,
+    refuse: Callable[[str, str], InvalidRequest],
+) -> tuple[int, int]:
+    """The first of the model's sizes that agrees with what was given."""
+    fitting = [
+        (width, height)
+        for width, height in limits.sizes_px
+        if request.width in (None, width) and request.height in (None, height)
+    ]
+    if fitting:
+        return fitting[0]
+    sizes = ", ".join(f"{width}x{height}" for width, height in limits.sizes_px)
+    widths = {width for width, _ in limits.sizes_px}
+    field = "height" if request.width is None or request.width in widths else "width"
+    raise refuse(field, f"width x height must be one of {sizes}")
