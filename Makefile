@@ -79,18 +79,21 @@ endef
 
 $(VENV)/.base: pyproject.toml
 	$(call make_venv,$(VENV))
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@echo 'Installing what serving needs into $(VENV); this is done once.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(call make_venv,$(VENV))
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[distill,dev,tensorrt-rtx]'
+	@echo 'Installing training, export and the tests'"'"' tools into $(VENV); this is done once.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[distill,dev,tensorrt-rtx]'
 	@touch $(VENV)/.base $@
 
 # A plain user's installation: the wheel and its base dependencies, without torch.
 $(BASE_VENV)/.wheel: pyproject.toml $(SHIPPED)
 	$(call make_venv,$(BASE_VENV))
-	$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check .
-	$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	@echo 'Installing the wheel alone into $(BASE_VENV), as a user would.'
+	@$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@$(BASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --force-reinstall --no-deps .
 	@touch $@
