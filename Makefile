@@ -27,8 +27,6 @@ help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
 
 run: $(VENV)/.base  ## Serve the bundled model and its page on port 8000.
-	@printf '\n  Page     http://%s:%s/\n' $(HOST) $(PORT)
-	@printf '  Picture  %s\n\n' "curl --retry 20 --retry-connrefused -s -o picture.png -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{\"prompt\": \"a red heart\", \"seed\": 7}' http://$(HOST):$(PORT)/v1/generate"
 	@exec $(BIN)/onestep serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev $(BASE_VENV)/.wheel lint types imports  ## Run everything that needs no GPU, from nothing.
