@@ -1,7 +1,7 @@
 """From a torch folder in the diffusers layout to a bundle that serves without torch.
 
 Owns the three ONNX graphs, how their weights are stored and how a bundle appears on disk: whole
-or not at all. What a stage computes is `engines.stages`; what a bundle says is `engines.spec`.
+or not at all. What a stage computes is `engines.runtime.modules`; what a bundle says is `engines.spec`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from engines.errors import BundleError, ExportError
 from engines.runtime.base import INPUTS, OUTPUTS
 from engines.spec import SPEC_FILE, STAGES, ModelSpec, StageFile, StageName, sha256_of
-from engines.stages import TorchStages, load_modules
+from engines.runtime.modules import TorchStages, load_modules
 
 OPSET = 20
 _EXAMPLE_BATCH = 2  # the tracer would take a batch of one for a constant
@@ -108,9 +108,12 @@ def _export_stage(
     module: torch.nn.Module = getattr(modules, stage)
     try:
         model = _trace(module, stage, _example_inputs(stage, spec), len(set(spec.sizes_px)) > 1)
-    except Exception as error:  # the tracer raises whatever the failing operator raises
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"cannot trace the {stage} stage ({reason})") from error
+    except Exception as error:  # the tracer wraps whatever the failing operator raises
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().partition("\n")[0]
+        raise ExportError(f"cannot trace the {stage} stage: {reason}") from error
     _store_in_half(model)
     _strip(model)
     num_bytes = sum(value.const_value.nbytes for value in _weights(model))

@@ -29,6 +29,9 @@ class OnnxStage:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _FATAL
         options.inter_op_num_threads = 1
+        # A waiting thread sleeps instead of spinning: each stage has threads of its own, and the
+        # service encodes and answers on the same cores while they wait.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         self._stage = stage

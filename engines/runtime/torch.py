@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engines.errors import BackendError
 from engines.runtime.base import Stages
 from engines.spec import ModelSpec
-from engines.stages import load_modules
+from engines.runtime.modules import load_modules
 
 
 class TorchStage:
