@@ -15,25 +15,25 @@ export class Problem extends Error {
 
 /** The first model that the service offers. */
 export async function readModel() {
-  const response = await ask("/v1/models", {});
-  return (await response.json()).data[0];
+  const { body } = await ask("/v1/models", {}, "json");
+  return body.data[0];
 }
 
 /** Draw one picture: { blob, roundTripMs, queueMs, runMs }. */
 export async function generate(wish, signal) {
   const startedMs = performance.now();
-  const response = await ask(GENERATE_PATH, {
+  const init = {
     method: "POST",
     headers: { "content-type": "application/json", accept: "image/png" },
     body: JSON.stringify(wish),
     signal,
-  });
-  const blob = await response.blob();
+  };
+  const { headers, body } = await ask(GENERATE_PATH, init, "blob");
   return {
-    blob,
+    blob: body,
     roundTripMs: performance.now() - startedMs,
-    queueMs: readMs(response, "x-onestep-queue-ms"),
-    runMs: readMs(response, "x-onestep-run-ms"),
+    queueMs: readMs(headers, "x-onestep-queue-ms"),
+    runMs: readMs(headers, "x-onestep-run-ms"),
   };
 }
 
@@ -48,33 +48,38 @@ export function curlCommand(wish, origin) {
   ].join(" \\\n  ");
 }
 
-async function ask(path, init) {
-  let response;
+async function ask(path, init, form) {
   try {
-    response = await fetch(path, init);
+    const response = await fetch(path, init);
+    if (!response.ok) throw await readProblem(response);
+    return { headers: response.headers, body: await response[form]() };
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error instanceof Problem || error.name === "AbortError") throw error;
     throw new Problem("The service can't be reached.", { retryMs: UNREACHABLE_RETRY_MS });
   }
-  if (!response.ok) throw await readProblem(response);
-  return response;
 }
 
 async function readProblem(response) {
   const body = await response.json().catch(() => ({}));
-  const detail = body.detail || body.title || `The service answered ${response.status}.`;
-  return new Problem(detail, { field: body.field, retryMs: readRetryMs(response) });
+  const detail = body.detail || body.title || `the service answered ${response.status}`;
+  return new Problem(asSentence(detail), { field: body.field, retryMs: readRetryMs(response.headers) });
 }
 
-function readRetryMs(response) {
-  const header = response.headers.get("retry-after");
+function asSentence(text) {
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+function readRetryMs(headers) {
+  const exactMs = Number(headers.get("retry-after-ms"));
+  if (exactMs > 0) return Math.min(exactMs, MAX_RETRY_MS);
+  const header = headers.get("retry-after");
   if (header === null) return undefined;
   const seconds = Number(header);
   const waitMs = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(header) - Date.now();
   return Number.isNaN(waitMs) ? undefined : Math.min(Math.max(waitMs, 100), MAX_RETRY_MS);
 }
 
-function readMs(response, name) {
-  const header = response.headers.get(name);
+function readMs(headers, name) {
+  const header = headers.get(name);
   return header === null ? undefined : Number(header);
 }

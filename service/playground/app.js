@@ -87,7 +87,11 @@ async function showPicture(wish, answer, signal) {
   const url = URL.createObjectURL(answer.blob);
   const decoded = new Image();
   decoded.src = url;
-  await decoded.decode();
+  try {
+    await decoded.decode();
+  } catch {
+    throw new Problem("The answer was no picture.");
+  }
   if (signal.aborted) {
     URL.revokeObjectURL(url);
     return;

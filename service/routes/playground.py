@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
+
+from service.errors import NotFound
 
 INDEX_FILE = "index.html"
 
@@ -82,7 +84,7 @@ async def read_asset(name: str, request: Request) -> Response:
 def _answer(name: str, request: Request) -> Response:
     asset = ASSETS.get(name)
     if asset is None:
-        raise HTTPException(404, f"The playground has no file {name!r}.")
+        raise NotFound("the playground has no such file")
     headers = {
         # File names carry no digest, so a browser asks each time and mostly hears 304.
         "cache-control": "no-cache",
