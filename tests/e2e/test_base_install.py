@@ -98,17 +98,17 @@ def test_the_base_installation_holds_no_framework(base_scripts: Path, tmp_path: 
 
 
 def test_the_base_installation_draws_a_picture(base_service: str) -> None:
+    model = json.loads(_read(f"{base_service}/v1/models")[1])["data"][0]
     request = urllib.request.Request(
         f"{base_service}/v1/generate",
-        data=json.dumps({"prompt": "a red heart", "seed": 7}).encode(),
+        data=json.dumps({"prompt": model["examples"][0], "seed": 7}).encode(),
         headers={"content-type": "application/json", "accept": "image/png"},
     )
     with urllib.request.urlopen(request, timeout=ANSWER_LIMIT_S) as answer:
         assert answer.headers["content-type"] == "image/png"
         assert answer.headers["x-onestep-seed"] == "7"
         picture = Image.open(io.BytesIO(answer.read()))
-    _, models = _read(f"{base_service}/v1/models")
-    assert list(picture.size) in json.loads(models)["data"][0]["sizes"]
+    assert list(picture.size) in model["sizes"]
     colours = picture.convert("RGB").getcolors(maxcolors=2**24)
     assert colours is not None and len(colours) > 16, "a flat surface is no picture"
 
