@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from engines.errors import BundleError, ExportError
+from engines.errors import ExportError
 from engines.runtime.base import INPUTS, OUTPUTS
 from engines.spec import SPEC_FILE, STAGES, ModelSpec, StageFile, StageName, sha256_of
+from engines.tokenizer import tokenizer_path
 from engines.runtime.modules import TorchStages, load_modules
 
 OPSET = 20
@@ -44,7 +45,7 @@ def export_bundle(source: Path, bundle: Path, *, report: Report = lambda line: N
     """
     source, bundle = Path(source), Path(bundle)
     spec = ModelSpec.load(source)
-    tokenizer = _find_tokenizer(source, spec)
+    tokenizer = tokenizer_path(source, spec)
     _refuse_foreign(source, bundle)
     modules = load_modules(source, spec)
     partial = bundle.parent / f".{bundle.name}.{os.getpid()}.partial"
@@ -68,13 +69,6 @@ def export_bundle(source: Path, bundle: Path, *, report: Report = lambda line: N
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return written
-
-
-def _find_tokenizer(source: Path, spec: ModelSpec) -> Path:
-    for path in (source / spec.tokenizer_file, source / "tokenizer" / _TOKENIZER_FILE):
-        if path.is_file():
-            return path
-    raise BundleError(f"{source}/tokenizer/{_TOKENIZER_FILE} is missing: export the model again")
 
 
 def _refuse_foreign(source: Path, bundle: Path) -> None:
@@ -102,9 +96,7 @@ def _replace_folder(partial: Path, bundle: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _export_stage(
-    modules: TorchStages, stage: StageName, spec: ModelSpec, path: Path
-) -> StageFile:
+def _export_stage(modules: TorchStages, stage: StageName, spec: ModelSpec, path: Path) -> StageFile:
     module: torch.nn.Module = getattr(modules, stage)
     try:
         model = _trace(module, stage, _example_inputs(stage, spec), len(set(spec.sizes_px)) > 1)

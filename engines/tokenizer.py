@@ -16,6 +16,20 @@ from engines.errors import BundleError
 from engines.spec import ModelSpec, TextSpec
 
 
+def tokenizer_path(folder: Path, spec: ModelSpec) -> Path:
+    """Where a bundle, or a torch folder in the diffusers layout, keeps its tokenizer.
+
+    Raises:
+        BundleError: neither place holds one.
+    """
+    path = Path(folder) / spec.tokenizer_file
+    nested = Path(folder) / "tokenizer" / path.name
+    for candidate in (path, nested):
+        if candidate.is_file():
+            return candidate
+    raise BundleError(f"{path} is missing: export or fetch the bundle again")
+
+
 class Tokenizer:
     """CLIP-form tokenizer: begin id, the prompt's tokens, end id, padding to a fixed length."""
 
@@ -33,9 +47,7 @@ class Tokenizer:
         Raises:
             BundleError: the file is missing or damaged.
         """
-        path = Path(folder) / spec.tokenizer_file
-        if not path.is_file():
-            raise BundleError(f"{path} is missing: export or fetch the bundle again")
+        path = tokenizer_path(folder, spec)
         try:
             raw = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises bare Exception

@@ -31,7 +31,9 @@ class TorchStage:
                 output: torch.Tensor = self._module(*(torch.from_numpy(i) for i in inputs))
         except Exception as error:  # torch raises whatever the failing operator raises
             reason = str(error).strip().partition("\n")[0]
-            raise BackendError(f"torch failed in {type(self._module).__name__}: {reason}") from error
+            raise BackendError(
+                f"torch failed in {type(self._module).__name__}: {reason}"
+            ) from error
         result: NDArray[Any] = output.numpy()
         return result
 
