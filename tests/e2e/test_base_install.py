@@ -76,7 +76,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log_path: 
         except OSError:
             pass  # not listening yet
         time.sleep(0.1)
-    pytest.fail(f"not ready in {START_LIMIT_S} s:\n{log_path.read_text()}")
+    pytest.fail(f"stopped, or not ready in {START_LIMIT_S} s:\n{log_path.read_text()}")
 
 
 def _read(address: str) -> tuple[str, bytes]:
