@@ -59,8 +59,9 @@ function wishNow() {
     return;
   }
   if (!isLocked()) rollSeed();
-  latest.ask(readWish());
-  keepAddress();
+  const wish = readWish();
+  latest.ask(wish);
+  keepAddress(wish);
 }
 
 // From answers to the screen
@@ -145,10 +146,10 @@ function toggleStyle(style) {
 
 // Sharing
 
-function keepAddress() {
+function keepAddress(wish) {
   clearTimeout(hashTimer);
   // Browsers limit how often a page may rewrite its address.
-  hashTimer = setTimeout(() => writeHash(readWish()), HASH_PAUSE_MS);
+  hashTimer = setTimeout(() => writeHash(wish), HASH_PAUSE_MS);
 }
 
 function followAddress() {
