@@ -72,7 +72,8 @@ define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "onestep needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@# pip comes last, so an environment that has it is whole.
+	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
 endef
 
 $(VENV)/.base: pyproject.toml
