@@ -1,1 +1,1 @@
-"""From a trained model to something fast: bundles, schedules, graphs, backends and the sampling loop."""
+"""From a trained model to something fast: bundles, graphs, backends and the sampling loop."""

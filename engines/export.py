@@ -1,7 +1,8 @@
 """From a torch folder in the diffusers layout to a bundle that serves without torch.
 
 Owns the three ONNX graphs, how their weights are stored and how a bundle appears on disk: whole
-or not at all. What a stage computes is `engines.runtime.modules`; what a bundle says is `engines.spec`.
+or not at all. What a stage computes is in `engines.runtime.modules`; what a bundle says is in
+`engines.spec`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 
 from engines.errors import ExportError
 from engines.runtime.base import INPUTS, OUTPUTS
+from engines.runtime.modules import TorchStages, load_modules
 from engines.spec import SPEC_FILE, STAGES, ModelSpec, StageFile, StageName, sha256_of
 from engines.tokenizer import tokenizer_path
-from engines.runtime.modules import TorchStages, load_modules
 
 OPSET = 20
 _EXAMPLE_BATCH = 2  # the tracer would take a batch of one for a constant
@@ -106,9 +107,8 @@ def _export_stage(modules: TorchStages, stage: StageName, spec: ModelSpec, path:
             cause = cause.__cause__
         reason = str(cause).strip().partition("\n")[0]
         raise ExportError(f"cannot trace the {stage} stage: {reason}") from error
-    _store_in_half(model)
+    num_bytes = _store_in_half(model)
     _strip(model)
-    num_bytes = sum(value.const_value.nbytes for value in _weights(model))
     if num_bytes > _MAX_GRAPH_BYTES:
         raise ExportError(
             f"the {stage} stage's weights take {num_bytes / 2**30:.1f} GiB; "
@@ -161,40 +161,41 @@ def _trace(
     return program.model
 
 
-def _weights(model: ir.Model) -> list[Any]:
-    return [value for value in model.graph.initializers.values() if value.const_value is not None]
-
-
-def _store_in_half(model: ir.Model) -> None:
-    """Keep matrices and kernels as float16 and cast them to float32 inside the graph.
+def _store_in_half(model: ir.Model) -> int:
+    """Keep matrices and kernels as float16, cast to float32 inside the graph; return the bytes.
 
     Runtimes fold the casts when they load the graph, so that nothing is cast per call. Vectors
     stay float32: they are small, and the schedule tables and norms among them need the digits.
     """
-    for value in _weights(model):
+    num_bytes = 0
+    for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
+        if tensor is None:
+            continue
+        num_bytes += tensor.nbytes
         if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
             continue
         array = tensor.numpy()
         if np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
             continue
+        num_bytes -= tensor.nbytes // 2
         uses = list(value.uses())
-        name = value.name
-        model.graph.initializers.pop(name)
+        del model.graph.initializers[name]
         half = ir.Value(
             name=f"{name}.half",
             shape=value.shape,
             type=ir.TensorType(ir.DataType.FLOAT16),
             const_value=ir.tensor(array.astype(np.float16), name=f"{name}.half"),
         )
+        model.graph.initializers.add(half)
         cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
         cast.outputs[0].name = name
         cast.outputs[0].shape = value.shape
         cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        model.graph.initializers[half.name] = half
         model.graph.insert_before(model.graph[0], cast)
         for user, index in uses:
             user.replace_input_with(index, cast.outputs[0])
+    return num_bytes
 
 
 def _strip(model: ir.Model) -> None:

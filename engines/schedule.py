@@ -1,7 +1,7 @@
 """The diffusion noise schedule in plain numpy.
 
-Owns alpha_t and sigma_t, with x_t = alpha_t * x_0 + sigma_t * noise and alpha_t^2 + sigma_t^2 = 1.
-Knows nothing of models, prompts or frameworks, so that training, export and serving share one table.
+Owns alpha_t and sigma_t: x_t = alpha_t * x_0 + sigma_t * noise, alpha_t^2 + sigma_t^2 = 1. Knows
+nothing of models, prompts or frameworks, so that training, export and serving share one table.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ SIZE_PX = 64
 _LATENT_CHANNELS = 8
 _WIDTH = 32
 _MAX_TOKENS = 12
+_FOUR_STEPS = (999, 749, 499, 249)
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
@@ -31,7 +32,12 @@ def tiny_spec(**changes: Any) -> ModelSpec:
         "license": "Apache-2.0",
         "prediction_type": "v_prediction",
         "schedule": ScheduleSpec(zero_terminal_snr="rescale"),
-        "student_timesteps": {1: (999,), 2: (999, 499), 3: (999, 666, 333), 4: (999, 749, 499, 249)},
+        "student_timesteps": {
+            1: (999,),
+            2: (999, 499),
+            3: (999, 666, 333),
+            4: _FOUR_STEPS,
+        },
         "sizes_px": ((SIZE_PX, SIZE_PX),),
         "latent": LatentSpec(channels=_LATENT_CHANNELS, downscale=8, scale=0.5, shift=0.1),
         "text": TextSpec(

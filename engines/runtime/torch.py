@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from engines.errors import BackendError
 from engines.runtime.base import Stages
-from engines.spec import ModelSpec
 from engines.runtime.modules import load_modules
+from engines.spec import ModelSpec
 
 
 class TorchStage:
