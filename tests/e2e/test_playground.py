@@ -163,6 +163,7 @@ def test_an_overlong_prompt_is_explained_and_the_picture_stays(page: Page) -> No
     expect(message).to_contain_text(re.compile("^Prompt has 799 characters.*allowed"))
     expect(message).to_have_attribute("role", "status")
     expect(page.locator("#prompt")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#picture")).to_be_visible()
     assert difference(drawn(page), before) == 0
 
     page.locator("#prompt").fill(PROMPTS[1])
