@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_whole_page(base_service: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("onestep-distill", "train", "--preset", "emoji"),
+        ("onestep-distill", "train", "--preset", "shapes_tiny"),
         ("onestep-engines", "export", "missing", "--out", "out"),
     ],
     ids=lambda arguments: arguments[0],
