@@ -74,12 +74,11 @@ async def test_an_idle_engine_starts_at_once_and_a_busy_one_gathers() -> None:
     pipeline = ScriptedPipeline()
     async with running(pipeline) as bench:
         pipeline.gate.clear()
-        first = asyncio.create_task(bench.draw([make_job(prompt="first")]))
+        first = await bench.broker.put([make_job(prompt="first")])
         await _engine_is_busy(pipeline)
-        rest = asyncio.create_task(bench.draw([make_job(prompt="rest") for _ in range(10)]))
-        await asyncio.sleep(0.01)
+        rest = await bench.broker.put([make_job(prompt="rest") for _ in range(10)])
         pipeline.gate.set()
-        outcomes = [*await first, *await rest]
+        outcomes = await asyncio.gather(*first, *rest)
     assert [len(run) for run in pipeline.runs] == [1, 8, 2]
     assert [outcome.batch_size for outcome in outcomes if isinstance(outcome, JobDone)] == (
         [1] + [8] * 8 + [2] * 2
