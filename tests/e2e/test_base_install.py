@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-START_LIMIT_S = 60
+from service_process import running_service
+
 ANSWER_LIMIT_S = 60
 FRAMEWORKS = ("torch", "onnx", "diffusers", "transformers", "tensorrt", "tensorrt_rtx")
 
@@ -39,44 +37,12 @@ def base_scripts(repo_root: Path) -> Path:
 def base_service(
     base_scripts: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Address of a service started from the base installation; stopped by SIGTERM, cleanly."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("base")
-    log_path = folder / "log"
-    model = repo_root / "models" / "emoji"
-    with log_path.open("w") as log:
-        # Not in the checkout: its packages must not stand in for the wheel's.
-        process = subprocess.Popen(
-            [base_scripts / "onestep", "serve", "--model", model, "--port", str(port)],
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_ready(address, process, log_path)
-        yield address
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(ANSWER_LIMIT_S) == 0, log_path.read_text()
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
-    give_up_at = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < give_up_at and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            error.close()  # started, but still loading the model
-        except OSError:
-            pass  # not listening yet
-        time.sleep(0.1)
-    pytest.fail(f"stopped, or not ready in {START_LIMIT_S} s:\n{log_path.read_text()}")
+    """Address of a service that the base installation's own command started."""
+    bundle = Path(os.environ.get("TEST_BUNDLE") or repo_root / "models" / "emoji")
+    command = (str(base_scripts / "onestep"),)
+    with running_service(bundle, tmp_path_factory.mktemp("base"), command=command) as service:
+        yield service.url
+        assert service.stop() == 0, service.stderr_path.read_text()
 
 
 def _read(address: str) -> tuple[str, bytes]:
