@@ -8,6 +8,7 @@ const TYPING_PAUSE_MS = 60;
 const PATIENCE_MS = 300;
 const HASH_PAUSE_MS = 400;
 const NOTICE_MS = 2000;
+const LONG_PROMPT_CHARS = 70;
 const MAX_SEED = 2 ** 32 - 1;
 
 const $ = (id) => document.getElementById(id);
@@ -125,6 +126,7 @@ function showPromptState() {
   for (const chip of $("styles").children) {
     chip.setAttribute("aria-pressed", String(styleOf(text) === chip.value));
   }
+  prompt.classList.toggle("long", text.length > LONG_PROMPT_CHARS);
   const count = $("count");
   count.hidden = text.length < model.max_prompt_chars * 0.8;
   count.textContent = `${text.length} / ${model.max_prompt_chars}`;
