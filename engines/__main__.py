@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EnginesError as error:
         print(f"onestep-engines: {error}", file=sys.stderr)
         return _EXIT_UNUSABLE
+    except OSError as error:
+        print(f"onestep-engines: {error.filename}: {error.strerror}", file=sys.stderr)
+        return _EXIT_UNUSABLE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,6 +65,7 @@ def build_engines(
     records = []
     with _locked(out, report):
         for stage in STAGES:
+            graph = spec.graph_path(bundle, stage)
             key = EngineKey(
                 graph_sha256=spec.stages[stage].sha256,
                 package=target.package,
@@ -76,7 +77,6 @@ def build_engines(
             listed = EngineList.load(out)
             record = listed.find(out, key)
             if record is None:
-                graph = bundle / spec.stages[stage].file
                 start_s = time.monotonic()
                 plan = _compile(trt, graph, spec, stage, target, report)
                 record = _write(out, stage, key, plan, time.monotonic() - start_s)

@@ -7,7 +7,7 @@ Training writes it, export fills in the stages, the pipeline obeys it. Knows no 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -93,6 +93,9 @@ class ModelSpec(_Frozen):
                 raise ValueError(f"student_timesteps[{num_steps}] must lie in 0..{last}")
         if sorted(self.student_timesteps) != list(range(1, len(self.student_timesteps) + 1)):
             raise ValueError("student_timesteps must cover 1, 2, ... without a gap")
+        for name in (self.tokenizer_file, *self.files, *(s.file for s in self.stages.values())):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{name} lies outside the model's folder")
         for width, height in self.sizes_px:
             if width % self.latent.downscale or height % self.latent.downscale:
                 raise ValueError(f"size {width}x{height} is no multiple of latent.downscale")
@@ -141,6 +144,18 @@ class ModelSpec(_Frozen):
         partial = path.with_suffix(".partial")
         partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
+
+    def graph_path(self, folder: Path, stage: StageName) -> Path:
+        """Where `folder` keeps a stage's graph.
+
+        Raises:
+            BundleError: the folder is a model that was never exported.
+        """
+        if stage not in self.stages:
+            raise BundleError(
+                f"{folder} holds no {stage} graph: make a bundle of it with `onestep-engines export`"
+            )
+        return Path(folder) / self.stages[stage].file
 
     def verify(self, folder: Path) -> None:
         """Compare every listed file with its digest.

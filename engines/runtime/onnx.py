@@ -66,11 +66,7 @@ def load_stages(folder: Path, spec: ModelSpec, num_threads: int | None) -> Stage
     """Load a bundle's three graphs."""
 
     def load(stage: StageName) -> OnnxStage:
-        if stage not in spec.stages:
-            raise BundleError(
-                f"{folder} holds no {stage} graph: run `onestep-engines export` on it first"
-            )
-        return OnnxStage(Path(folder) / spec.stages[stage].file, stage, num_threads)
+        return OnnxStage(spec.graph_path(folder, stage), stage, num_threads)
 
     return Stages(text=load("text"), denoise=load("denoise"), decode=load("decode"))
 
