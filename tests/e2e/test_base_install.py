@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
 from service_process import running_service
 
 ANSWER_LIMIT_S = 60
