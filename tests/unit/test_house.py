@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,32 @@ def _tracked_files(repo_root: Path) -> list[Path]:
 def test_the_installed_version_is_the_declared_one(repo_root: Path) -> None:
     declared = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]["version"]
     assert importlib.metadata.version("onestep") == declared
+
+
+def _imported_packages(path: Path) -> set[str]:
+    """Top-level names that a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_what_is_imported_is_declared(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    declared = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in requirements}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for package in ("service", "engines", "distill"):
+        for path in (repo_root / package).rglob("*.py"):
+            for name in _imported_packages(path) - set(sys.stdlib_module_names):
+                owners = {owner.lower().replace("_", "-") for owner in distributions.get(name, ())}
+                if owners and "onestep" not in owners and not owners & declared:
+                    undeclared.add(f"{path.relative_to(repo_root)}: {name}")
+    assert not undeclared
 
 
 def test_no_tracked_file_is_larger_than_a_bundle_may_be(repo_root: Path) -> None:
