@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from engines.pipeline import Generated, Pipeline
@@ -392,6 +394,38 @@ async def test_a_job_past_its_deadline_is_504_and_never_drawn(
         await stack.queue_depth_reaches(0)
         assert (await stack.draw(PNG, prompt="after")).status_code == 200
         assert "late" not in stack.pipeline.prompts
+
+
+@asynccontextmanager
+async def listening(stack: Stack) -> AsyncIterator[int]:
+    """The application behind a real server; yields its port."""
+    server = uvicorn.Server(uvicorn.Config(stack.app, log_config=None, lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await serving
+
+
+async def test_a_client_that_leaves_takes_its_jobs_along(stack: Stack) -> None:
+    body = json.dumps({"prompt": "gone", "num_images": 3}).encode()
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with listening(stack) as port:
+        holding = await stack.hold_engine()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + body)
+        await stack.queue_depth_reaches(4)
+        writer.close()
+        # The engine is still held: the places are free before it takes the next batch.
+        await stack.queue_depth_reaches(1)
+        stack.pipeline.gate.set()
+        assert (await holding).status_code == 200
+        assert (await stack.draw(prompt="next")).status_code == 200
+    assert stack.pipeline.prompts == ["holding", "next"]
+    assert stack.metric("t2i_cancelled_total", phase="queued") == 3
+    assert stack.metric("t2i_images_total") == 2
+    left = {"code": "499", "reason": "client_closed", "route": "/v1/generate"}
+    assert stack.metric("t2i_requests_total", **left) == 1
 
 
 async def test_metrics_count_what_happened(stack: Stack) -> None:

@@ -1,0 +1,251 @@
+"""`onestep serve` as a real process: start, addresses, refusals in time, drain, exit status."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from service_process import ServiceProcess, running_service, service_environment
+
+from engines.errors import BundleError
+from engines.spec import STAGES
+from service.__main__ import load_limits
+
+PROMPT = {"prompt": "heart", "seed": 7}
+REFUSAL_LIMIT_S = 0.05
+# What a person has who never trains: none of these may be needed to serve.
+FRAMEWORKS = ("torch", "onnx", "onnxscript", "diffusers", "transformers", "accelerate", "pyarrow")
+WITHOUT_FRAMEWORKS = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FRAMEWORKS!r}:
+            raise ImportError("refused: " + name)
+
+sys.meta_path.insert(0, Refuse())
+from service.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def service(
+    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    """One process that the tests which do not stop it share."""
+    folder = tmp_path_factory.mktemp("service")
+    with running_service(tiny_bundle, folder, max_body_bytes=4096) as service:
+        yield service
+
+
+def _connect(service: ServiceProcess) -> http.client.HTTPConnection:
+    address = urlsplit(service.url)
+    assert address.hostname is not None
+    return http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+
+
+def _post(
+    connection: http.client.HTTPConnection, body: bytes, accept: str = "image/png"
+) -> tuple[int, bytes]:
+    headers = {"accept": accept, "content-type": "application/json"}
+    connection.request("POST", "/v1/generate", body, headers)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def _draw(service: ServiceProcess, **fields: object) -> tuple[int, bytes]:
+    connection = _connect(service)
+    try:
+        return _post(connection, json.dumps(PROMPT | fields).encode(), "application/json")
+    finally:
+        connection.close()
+
+
+def _metric(service: ServiceProcess, line_start: str) -> float:
+    with urllib.request.urlopen(f"{service.url}/metrics", timeout=30) as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith(line_start + " "):
+                return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def test_the_printed_curl_line_draws_a_picture(service: ServiceProcess, tmp_path: Path) -> None:
+    printed = re.search(r"curl +(curl .*)\n", service.stdout_path.read_text())
+    assert printed is not None
+    command = shlex.split(printed[1])
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.format == "PNG"
+
+
+def test_the_printed_page_is_there(service: ServiceProcess) -> None:
+    with urllib.request.urlopen(f"{service.url}/", timeout=30) as response:
+        assert response.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"prompt": ""}', 400),
+        (b'{"prompt": "' + b"long " * 60 + b'"}', 400),
+        (b'{"prompt": "thirteen long"}', 400),
+        (b'{"prompt": "a", "colour": 1}', 400),
+        (b'{"prompt": "a", "width": 1}', 400),
+        (b'{"prompt": "a", "steps": 9}', 400),
+        (b'{"prompt": "a", "seed": -1}', 400),
+        (b'{"prompt"', 400),
+        (b" " * 5000, 413),
+    ],
+)
+def test_bad_input_is_refused_at_once(service: ServiceProcess, body: bytes, status: int) -> None:
+    connection = _connect(service)
+    connection.connect()
+    seconds = []
+    # The fastest of three: the limit is the service's, not the machine's other work.
+    for _ in range(3):
+        started_s = time.perf_counter()
+        assert _post(connection, body)[0] == status
+        seconds.append(time.perf_counter() - started_s)
+    connection.close()
+    assert min(seconds) < REFUSAL_LIMIT_S
+
+
+def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with (
+        running_service(tiny_bundle, tmp_path, max_batch_size=1) as service,
+        ThreadPoolExecutor(5) as pool,
+    ):
+        late = _connect(service)
+        late.connect()
+        accepted = [pool.submit(_draw, service, num_images=16, steps=4) for _ in range(4)]
+        while _metric(service, "t2i_queue_depth") < 50:
+            time.sleep(0.01)
+        stopping = pool.submit(service.stop)
+        while b"draining" not in service.stderr_path.read_bytes():
+            time.sleep(0.005)
+        status, body = _post(late, json.dumps(PROMPT).encode())
+        assert (status, json.loads(body)["code"]) == (503, "draining")
+        late.close()
+        for answer in accepted:
+            status, body = answer.result(60)
+            assert status == 200
+            assert len(json.loads(body)["images"]) == 16
+        assert stopping.result(60) == 0
+
+
+def test_an_idle_service_stops_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    with running_service(tiny_bundle, tmp_path) as service:
+        connection = _connect(service)
+        assert _post(connection, json.dumps(PROMPT).encode())[0] == 200
+        started_s = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - started_s < 5
+        connection.close()
+
+
+def test_serving_needs_no_training_framework(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-c", WITHOUT_FRAMEWORKS)
+    with running_service(tiny_bundle, tmp_path, command=command) as service:
+        connection = _connect(service)
+        status, body = _post(connection, json.dumps(PROMPT).encode())
+        connection.close()
+        assert status == 200
+        with Image.open(io.BytesIO(body)) as image:
+            assert image.size == (64, 64)
+
+
+# A start that cannot succeed
+
+
+def _fails_to_start(*arguments: str, **settings: object) -> str:
+    """The one line that the command leaves when it cannot start."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--port", "0", *arguments],
+        env=service_environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("onestep: ") and ran.stderr.count("\n") == 1, ran.stderr
+    return ran.stderr
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    line = _fails_to_start("--model", str(tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere" / "model.json") in line
+    assert "onestep-engines export" in line
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def test_a_damaged_bundle_is_named(own_bundle: Path) -> None:
+    graph = own_bundle / "denoise.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    line = _fails_to_start("--model", str(own_bundle))
+    assert str(graph) in line
+    assert "export or fetch the bundle again" in line
+
+
+FILES = ("model.json", "tokenizer.json", *(f"{stage}.onnx" for stage in STAGES))
+
+
+# A changed letter in model.json may be a meant one: the digests cover every other file.
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in FILES for damage in ("missing", "cut")]
+    + [(name, "changed") for name in FILES[1:]],
+)
+def test_no_damage_goes_unnoticed(own_bundle: Path, name: str, damage: str) -> None:
+    path = own_bundle / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:middle])
+    else:
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(BundleError, match=re.escape(str(path))) as caught:
+        load_limits(own_bundle)
+    assert "export" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_taken_port_is_named(tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = _fails_to_start("--model", str(tiny_bundle), "--port", port)
+    assert f"port {port}" in line and "--port" in line
+
+
+def test_a_wrong_setting_is_named(tiny_bundle: Path) -> None:
+    line = _fails_to_start("--model", str(tiny_bundle), max_batch_size=0)
+    assert "ONESTEP_MAX_BATCH_SIZE" in line
+
+
+def test_an_unknown_backend_is_named(tiny_bundle: Path) -> None:
+    assert "magic" in _fails_to_start("--model", str(tiny_bundle), backend="magic")
