@@ -1,1 +1,1 @@
-"""From a teacher that needs many steps to a student that needs one."""
+"""From a diffusion teacher to a one-step student, by Adversarial Diffusion Distillation."""

@@ -1,0 +1,67 @@
+"""onestep-distill: from captioned pictures to a one-step student, one command per stage."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from distill.config import PRESETS, ConfigError, RunConfig, override, preset
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onestep-distill", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = {
+        "data": "count what the training would read",
+        "autoencoder": "train the picture autoencoder",
+        "teacher": "train the diffusion teacher",
+        "train": "distil the one-step student",
+        "evaluate": "print distances and retrieval scores of student and teacher",
+        "export": "write the student as a diffusers folder with model.json",
+    }
+    for name, text in about.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--preset", default="shapes_tiny", choices=sorted(PRESETS))
+        command.add_argument("--out", type=Path, default=None, help="run folder (runs/NAME)")
+        command.add_argument("--data", default=None, help='Parquet file or folder, or "shapes"')
+        command.add_argument("--heldout", default=None, help="Parquet file of held-out pairs")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
+        )
+        if name in ("autoencoder", "teacher", "train"):
+            command.add_argument("--resume", action="store_true", help="continue from the snapshot")
+            command.add_argument(
+                "--dry-run", action="store_true", help="one iteration, nothing kept"
+            )
+    return parser
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    assignments = list(args.assignments)
+    if args.data is not None:
+        assignments.append(f"data.path={args.data}")
+    if args.heldout is not None:
+        assignments.append(f"data.heldout_path={args.heldout}")
+    return override(preset(args.preset), assignments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return 0, 2 for a user's mistake, 130 for an interrupted training."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        config = _config(args)
+        run = args.out or Path("runs") / config.name
+        # The stages load torch; --help and a wrong field should not wait for it.
+        from distill import stages
+
+        return stages.run(args.command, config, run, args)
+    except ConfigError as error:
+        print(f"onestep-distill: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

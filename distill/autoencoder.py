@@ -1,0 +1,177 @@
+"""The picture autoencoder: pixels to latents and back.
+
+Owns building and training a small diffusers autoencoder, and one encode/decode interface over
+AutoencoderDC, AutoencoderTiny and AutoencoderKL, so that the same training takes Stable Diffusion's.
+Knows nothing of text or diffusion.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from torch import nn
+from torch.nn import functional
+
+from distill.config import AutoencoderConfig, ConfigError
+from distill.dataset import Pictures, to_model_range, to_uint8
+from distill.grid import grid_image
+
+# Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
+
+
+def build_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
+    """Return an untrained autoencoder with `config.downscale` pixels per latent cell."""
+    num_levels = len(config.block_out_channels)
+    no_attention = ((),) * num_levels
+    return AutoencoderDC(
+        latent_channels=config.latent_channels,
+        encoder_block_out_channels=config.block_out_channels,
+        decoder_block_out_channels=config.block_out_channels,
+        encoder_layers_per_block=config.encoder_layers,
+        decoder_layers_per_block=config.decoder_layers,
+        encoder_qkv_multiscales=no_attention,
+        decoder_qkv_multiscales=no_attention,
+    )
+
+
+class Codec:
+    """A frozen autoencoder seen as two functions between pixels and scaled latents."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Freeze the model; its config's scaling and shift factors give the latents' scale."""
+        self.model = model.eval().requires_grad_(False)
+        settings = model.config
+        self.scale = float(getattr(settings, "scaling_factor", None) or 1.0)
+        self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
+
+    @classmethod
+    def load(cls, folder: Path) -> Codec:
+        """Read a diffusers autoencoder folder; the class is the one its config names.
+
+        Raises:
+            ConfigError: the folder is missing or names an unknown class.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"no autoencoder at {folder}: run `onestep-distill autoencoder`")
+        name = json.loads(path.read_text())["_class_name"]
+        if not hasattr(diffusers, name):
+            raise ConfigError(f"{path}: diffusers has no class {name!r}")
+        return cls(getattr(diffusers, name).from_pretrained(folder, local_files_only=True))
+
+    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""
+        return (raw_encode(self.model, images_BCHW) - self.shift) * self.scale
+
+    def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to pixels, about in [-1, 1]; gradients flow through."""
+        images_BCHW: torch.Tensor = self.model.decode(latents_BChw / self.scale + self.shift).sample
+        return images_BCHW
+
+
+def raw_encode(model: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Unscaled latents; the mean, where the model gives a distribution."""
+    output: Any = model.encode(images_BCHW)
+    for attribute in ("latent", "latents"):
+        if hasattr(output, attribute):
+            latents: torch.Tensor = getattr(output, attribute)
+            return latents
+    mean: torch.Tensor = output.latent_dist.mode()
+    return mean
+
+
+@torch.no_grad()
+def encode_all(codec: Codec, pictures: Pictures, batch_size: int = 64) -> torch.Tensor:
+    """Latents of every picture, latents_NChw float32."""
+    images = torch.from_numpy(pictures.images_NHWC)
+    return torch.cat([codec.encode(to_model_range(b)).float() for b in images.split(batch_size)])
+
+
+class AutoencoderTrainer:
+    """Trains on random crops with an L1 and an L2 loss, and noise on the latents."""
+
+    name = "autoencoder"
+
+    def __init__(self, config: AutoencoderConfig, pictures: Pictures, *, bf16: bool) -> None:
+        """Build the model and its optimizer; every picture is used, whatever its concept."""
+        self.config = config
+        self.optimizer = config.optimizer
+        self.model = build_autoencoder(config)
+        self._images = torch.from_numpy(pictures.images_NHWC)
+        self._probe = self._images[:: max(1, len(pictures) // 16)][:16]
+        self._bf16 = bf16
+        self._adam = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+
+    def _draw_crops(self) -> torch.Tensor:
+        num, size = self.optimizer.batch_size, self._images.shape[1]
+        crop = min(self.config.crop_px, size)
+        which = torch.randint(len(self._images), (num,)).tolist()
+        corners = torch.randint(size - crop + 1, (num, 2)).tolist()
+        return to_model_range(
+            torch.stack(
+                [
+                    self._images[i, y : y + crop, x : x + crop]
+                    for i, (y, x) in zip(which, corners, strict=True)
+                ]
+            )
+        )
+
+    def iterate(self, lr_scale: float) -> dict[str, float]:
+        """One step on one batch of crops; reports the loss and the PSNR of the batch in dB."""
+        images_BCHW = self._draw_crops()
+        for group in self._adam.param_groups:
+            group["lr"] = self.optimizer.lr * lr_scale
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            latents_BChw = raw_encode(self.model, images_BCHW)
+            rms = latents_BChw.detach().float().pow(2).mean().sqrt()
+            noise = torch.randn_like(latents_BChw) * (self.config.latent_noise * rms)
+            decoded_BCHW = self.model.decode(latents_BChw + noise).sample.float()
+        l1 = functional.l1_loss(decoded_BCHW, images_BCHW)
+        l2 = functional.mse_loss(decoded_BCHW, images_BCHW)
+        self._adam.zero_grad(set_to_none=True)
+        (l1 + l2).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer.grad_clip)
+        self._adam.step()
+        psnr_db = 10 * torch.log10(4.0 / l2.detach().clamp_min(1e-12))
+        return {"loss": (l1 + l2).item(), "psnr_db": psnr_db.item()}
+
+    @torch.no_grad()
+    def sample_grid(self) -> Any:
+        """Originals and their reconstructions, side by side in rows of eight."""
+        images_BCHW = to_model_range(self._probe)
+        decoded = to_uint8(self.model.decode(raw_encode(self.model, images_BCHW)).sample)
+        rows = [np.concatenate([o, d]) for o, d in zip(self._probe.numpy(), decoded, strict=True)]
+        return grid_image(np.stack(rows), num_columns=8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer."""
+        return {"model": self.model.state_dict(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self._adam.load_state_dict(state["adam"])
+
+    @torch.no_grad()
+    def save_model(self, folder: Path) -> None:
+        """Measure the latents' scale, then write a diffusers folder."""
+        sample = self._images[:: max(1, len(self._images) // 512)]
+        total, num = 0.0, 0
+        for images in sample.split(64):
+            latents_BChw = raw_encode(self.model, to_model_range(images))
+            total += latents_BChw.pow(2).sum().item()
+            num += latents_BChw.numel()
+        self.model.register_to_config(scaling_factor=float((total / num) ** -0.5))
+        self.model.save_pretrained(folder)

@@ -1,0 +1,363 @@
+"""What a run is: frozen dataclasses, presets as functions, overrides, JSON.
+
+Owns every number that a training can be told. The saved config.json of a run folder is one
+`RunConfig`, so that a run can be read, repeated and resumed. Knows neither torch nor disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from distill.concepts import EMOJI_CONCEPTS, EMOJI_STYLES
+from engines.spec import PredictionType, ScheduleSpec
+
+DistillWeight = Literal["exponential", "none"]
+FeatureSource = Literal["teacher", "folder"]
+
+
+class ConfigError(ValueError):
+    """A preset, field or value does not exist; the message names it and what is allowed."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which captioned pictures are read.
+
+    Attributes:
+        path: Parquet file or folder of Parquet files, or "shapes" for the set drawn by the project.
+        heldout_path: Parquet file of (concept, style) pairs kept from training, for evaluation.
+        styles: styles to keep; empty keeps all.
+        concepts: names to keep; empty keeps all. The autoencoder sees all pictures whatever it says.
+        captions_name_concept: drop captions that do not contain the concept's name.
+    """
+
+    path: str = "shapes"
+    heldout_path: str | None = None
+    image_size_px: int = 128
+    styles: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+    captions_name_concept: bool = False
+    num_shapes: int = 512
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to `final_lr_fraction`."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    warmup_iterations: int = 100
+    final_lr_fraction: float = 0.05
+    grad_clip: float = 1.0
+    batch_size: int = 16
+    iterations: int = 1000
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """diffusers AutoencoderDC; the first entry of the tuples is the full-resolution level.
+
+    Attributes:
+        latent_noise: Gaussian noise on the latents while training, as a fraction of their RMS,
+            so that the decoder forgives small errors of the student.
+        crop_px: side of the random crops that it trains on; the network is fully convolutional.
+    """
+
+    latent_channels: int = 16
+    block_out_channels: tuple[int, ...] = (8, 32, 64, 128)
+    encoder_layers: tuple[int, ...] = (0, 1, 1, 1)
+    decoder_layers: tuple[int, ...] = (0, 1, 2, 2)
+    latent_noise: float = 0.1
+    crop_px: int = 64
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=2e-3))
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along one axis."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """transformers CLIPTextModel and a byte-pair vocabulary trained on the captions."""
+
+    vocab_size: int = 4096
+    max_tokens: int = 16
+    width: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    max_prompt_chars: int = 200
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """diffusers UNet2DConditionModel; levels with attention are named by `attention`.
+
+    A pooled text vector joins the time embedding (`addition_embed_type="text"`): with few
+    pictures the text path must be strong from the start.
+    """
+
+    block_out_channels: tuple[int, ...] = (64, 160, 256)
+    attention: tuple[bool, ...] = (False, True, True)
+    layers_per_block: int = 1
+    head_width: int = 32
+    norm_num_groups: int = 32
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Training of the diffusion teacher."""
+
+    prediction_type: PredictionType = "v_prediction"
+    schedule: ScheduleSpec = field(
+        default_factory=lambda: ScheduleSpec(zero_terminal_snr="rescale")
+    )
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.999
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Frozen features and the trained heads on them.
+
+    Attributes:
+        features: "teacher" takes the teacher's own down and middle blocks at a drawn noise level
+            (Source: arXiv:2403.12015, section 3); "folder" takes a transformers vision model.
+        folder: where that model lies, e.g. a local DINOv2.
+        hooks: hidden states of the folder's model that get a head.
+        input_size_px: side of the picture that the folder's model is given.
+        noise_timesteps: range of timesteps drawn for the teacher's features.
+    """
+
+    features: FeatureSource = "teacher"
+    folder: str | None = None
+    hooks: tuple[int, ...] = (2, 5, 8, 11)
+    input_size_px: int = 224
+    noise_timesteps: tuple[int, int] = (20, 800)
+    head_width: int = 64
+    lr: float = 5e-4
+    r1_gamma: float = 1e-5
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Adversarial Diffusion Distillation. Source: arXiv:2311.17042, section 3.
+
+    Attributes:
+        timesteps: the student's few timesteps, descending; the first must be the last of the
+            schedule, where its input is pure noise.
+        timestep_weights: how often each is drawn.
+        distill_weight: c(t); "exponential" is alpha_t.
+        lambda_distill: weight of the distillation loss.
+        teacher_timesteps: range of t drawn for the teacher's target.
+        teacher_guidance: classifier-free guidance scale of the teacher's target.
+        lambda_reconstruct: weight of a plain regression on the real latents, not in the paper
+            (0 there). On a small set, where most captions have one right answer, it holds the
+            student to it.
+    """
+
+    timesteps: tuple[int, ...] = (999, 749, 499, 249)
+    timestep_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    distill_weight: DistillWeight = "exponential"
+    lambda_distill: float = 2.5
+    distill_space: Literal["pixel", "latent"] = "pixel"
+    lambda_adversarial: float = 1.0
+    lambda_reconstruct: float = 0.0
+    teacher_timesteps: tuple[int, int] = (20, 980)
+    teacher_guidance: float = 1.0
+    ema_decay: float = 0.999
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-4, beta1=0.0, beta2=0.99)
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One model from captioned pictures to a student."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    seed: int = 0
+    num_threads: int = 0
+    bf16: bool = True
+    snapshot_every_s: float = 120.0
+    report_every: int = 25
+    sample_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work together, before anything is trained."""
+        last = self.teacher.schedule.num_train_timesteps - 1
+        student = self.student
+        if student.timesteps[0] != last:
+            raise ConfigError(f"student.timesteps must start at {last}, where the input is noise")
+        if list(student.timesteps) != sorted(set(student.timesteps), reverse=True):
+            raise ConfigError("student.timesteps must descend without repeats")
+        if len(student.timestep_weights) != len(student.timesteps):
+            raise ConfigError("student.timestep_weights must have one weight per timestep")
+        if student.discriminator.features == "folder" and not student.discriminator.folder:
+            raise ConfigError("student.discriminator.folder must name a local vision model")
+        if self.data.image_size_px % (self.autoencoder.downscale * self.unet_downscale):
+            raise ConfigError(
+                "data.image_size_px must be a multiple of "
+                f"{self.autoencoder.downscale * self.unet_downscale}"
+            )
+        if self.teacher.prediction_type == "epsilon" and (
+            self.teacher.schedule.zero_terminal_snr == "rescale"
+        ):
+            raise ConfigError(
+                'teacher.schedule.zero_terminal_snr="rescale" leaves epsilon undefined at the last '
+                'timestep: use "input_only" or v_prediction'
+            )
+
+    @property
+    def unet_downscale(self) -> int:
+        """Latent cells per cell of the UNet's deepest level along one axis."""
+        return int(2 ** (len(self.unet.block_out_channels) - 1))
+
+    def to_json(self) -> str:
+        """Return the text of config.json."""
+        return json.dumps(_plain(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Read config.json back."""
+        return _build(cls, json.loads(text), "")
+
+
+def shapes_tiny() -> RunConfig:
+    """A few seconds on a CPU: every part of the path on drawn shapes, for tests and first looks."""
+    few = OptimizerConfig(batch_size=4, iterations=4, warmup_iterations=1)
+    return RunConfig(
+        name="shapes",
+        data=DataConfig(path="shapes", image_size_px=32, num_shapes=48),
+        autoencoder=AutoencoderConfig(
+            latent_channels=4,
+            block_out_channels=(8, 16, 32),
+            encoder_layers=(0, 1, 1),
+            decoder_layers=(0, 1, 1),
+            crop_px=32,
+            optimizer=few,
+        ),
+        text=TextConfig(vocab_size=600, max_tokens=16, width=32, num_layers=1, num_heads=2),
+        unet=UnetConfig(
+            block_out_channels=(32, 64), attention=(False, True), head_width=16, norm_num_groups=8
+        ),
+        teacher=TeacherConfig(optimizer=few, ema_decay=0.9),
+        student=StudentConfig(optimizer=few, ema_decay=0.9),
+        bf16=False,
+        report_every=1,
+        sample_every=4,
+    )
+
+
+def emoji_cpu() -> RunConfig:
+    """The bundled model: emoji at 128 px, about three hours on two CPU cores with bf16 units."""
+    return RunConfig(
+        name="emoji",
+        data=DataConfig(
+            path="emoji_train.parquet",
+            styles=EMOJI_STYLES,
+            concepts=EMOJI_CONCEPTS,
+            captions_name_concept=True,
+        ),
+        autoencoder=AutoencoderConfig(optimizer=OptimizerConfig(lr=2e-3, iterations=4500)),
+        num_threads=1,
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "emoji_cpu": emoji_cpu,
+    "shapes_tiny": shapes_tiny,
+}
+
+
+def preset(name: str) -> RunConfig:
+    """Return a preset by name.
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}: choose one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()
+
+
+def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """Apply `section.field=value` assignments; values are JSON, bare words are strings.
+
+    Raises:
+        ConfigError: an assignment is malformed, or names no field, or has a value of another kind.
+    """
+    plain = _plain(config)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes section.field=value, got {assignment!r}")
+        node: dict[str, Any] = plain
+        *sections, last = path.split(".")
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                raise ConfigError(f"--set {path}: no section {section!r}")
+            node = node[section]
+        if last not in node:
+            raise ConfigError(f"--set {path}: no field {last!r}; fields: {', '.join(node)}")
+        try:
+            node[last] = json.loads(text)
+        except json.JSONDecodeError:
+            node[last] = text
+    return _build(RunConfig, plain, "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ScheduleSpec):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(kind: Any, plain: Any, where: str) -> Any:
+    if kind is ScheduleSpec:
+        return ScheduleSpec.model_validate(plain)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        names = [f.name for f in dataclasses.fields(kind)]
+        for key in plain:
+            if key not in names:
+                raise ConfigError(f"unknown field {where}{key}; fields: {', '.join(names)}")
+        return kind(**{k: _build(hints[k], v, f"{where}{k}.") for k, v in plain.items()})  # type: ignore[operator]  # a dataclass type is callable
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if not isinstance(plain, list):
+            raise ConfigError(f"{where[:-1]} must be a list, got {plain!r}")
+        return tuple(_build(item, entry, where) for entry in plain)
+    if get_origin(kind) is Literal:
+        if plain not in get_args(kind):
+            raise ConfigError(f"{where[:-1]} must be one of {get_args(kind)}, got {plain!r}")
+        return plain
+    return _scalar(kind, plain, where)
+
+
+def _scalar(kind: Any, plain: Any, where: str) -> Any:
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    allowed = get_args(kind) or (kind,)
+    if type(plain) not in allowed:
+        names = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
+        raise ConfigError(f"{where[:-1]} must be {names}, got {plain!r}")
+    return plain

@@ -1,0 +1,185 @@
+"""Captioned pictures in memory.
+
+Owns reading Parquet (columns `image` bytes and `captions` list or `caption` string, the form of
+Hugging Face datasets) into one array, skipping what is damaged, and drawing random batches.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from distill.config import ConfigError, DataConfig
+from distill.shapes import draw_shapes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N captioned pictures.
+
+    Attributes:
+        images_NHWC: uint8 RGB, composited on white.
+        captions: per picture, at least one.
+        names: per picture, the concept, or "" where the source has none.
+        styles: per picture, the style, or "".
+        groups: per picture, the group of the concept, or "".
+        num_skipped: rows that could not be read.
+    """
+
+    images_NHWC: NDArray[np.uint8]
+    captions: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...]
+    styles: tuple[str, ...]
+    groups: tuple[str, ...]
+    num_skipped: int = 0
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.captions)
+
+    def select(self, indices: Sequence[int]) -> Pictures:
+        """Return the pictures at `indices`."""
+        return Pictures(
+            self.images_NHWC[np.asarray(indices, dtype=np.int64)],
+            tuple(self.captions[i] for i in indices),
+            tuple(self.names[i] for i in indices),
+            tuple(self.styles[i] for i in indices),
+            tuple(self.groups[i] for i in indices),
+            self.num_skipped,
+        )
+
+
+def load_pictures(config: DataConfig) -> Pictures:
+    """Read everything that `config.path` names, at `config.image_size_px`.
+
+    Raises:
+        ConfigError: the path does not exist, holds no Parquet file or no readable picture.
+    """
+    if config.path == "shapes":
+        return _collect(draw_shapes(config.num_shapes, config.image_size_px), config)
+    return _collect(_parquet_rows(Path(config.path)), config)
+
+
+def load_heldout(config: DataConfig) -> Pictures | None:
+    """Read the (concept, style) pairs kept from training, or None where none are named."""
+    if config.heldout_path is None:
+        return None
+    return filter_pictures(_collect(_parquet_rows(Path(config.heldout_path)), config), config)
+
+
+def filter_pictures(pictures: Pictures, config: DataConfig) -> Pictures:
+    """Keep the styles and concepts that the config names.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    keep = [
+        i
+        for i, (name, style) in enumerate(zip(pictures.names, pictures.styles, strict=True))
+        if (not config.styles or style in config.styles)
+        and (not config.concepts or name in config.concepts)
+    ]
+    if not keep:
+        raise ConfigError("data.styles and data.concepts leave no picture: name ones that exist")
+    return pictures.select(keep)
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise ConfigError(f"data.path: no Parquet file at {path}")
+    for file in files:
+        try:
+            parquet = pq.ParquetFile(file)
+            for batch in parquet.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            logger.warning("skipping the rest of %s: %s", file, error)
+            yield {"image": None, "file": str(file)}
+
+
+def _decode(row: Mapping[str, Any], size_px: int) -> NDArray[np.uint8] | None:
+    content = row.get("image")
+    if isinstance(content, dict):  # the datasets library nests bytes beside a path
+        content = content.get("bytes")
+    if isinstance(content, Image.Image):
+        picture = content
+    elif isinstance(content, bytes):
+        try:
+            picture = Image.open(io.BytesIO(content))
+            picture.load()
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+            return None
+    else:
+        return None
+    picture = picture.convert("RGBA")
+    ground = Image.new("RGBA", picture.size, "white")
+    ground.alpha_composite(picture)
+    flat = ground.convert("RGB")
+    if flat.size != (size_px, size_px):
+        flat = flat.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    return np.asarray(flat, dtype=np.uint8)
+
+
+def _captions(row: Mapping[str, Any], config: DataConfig) -> tuple[str, ...]:
+    captions = row.get("captions") or ([row["caption"]] if row.get("caption") else [])
+    kept = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
+    name = row.get("name") or ""
+    if config.captions_name_concept and name:
+        named = tuple(c for c in kept if name.lower() in c.lower())
+        return named or kept
+    return kept
+
+
+def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig) -> Pictures:
+    images, captions, names, styles, groups = [], [], [], [], []
+    num_skipped = 0
+    for row in rows:
+        image = _decode(row, config.image_size_px)
+        texts = _captions(row, config)
+        if image is None or not texts:
+            num_skipped += 1
+            continue
+        images.append(image)
+        captions.append(texts)
+        names.append(row.get("name") or "")
+        styles.append(row.get("style") or "")
+        groups.append(row.get("group") or "")
+    if num_skipped:
+        logger.warning("skipped %d damaged or captionless rows of %s", num_skipped, config.path)
+    if not images:
+        raise ConfigError(f"data.path: no readable picture in {config.path}")
+    return Pictures(
+        np.stack(images), tuple(captions), tuple(names), tuple(styles), tuple(groups), num_skipped
+    )
+
+
+def probe_prompts(pictures: Pictures, num: int) -> list[str]:
+    """`num` prompts spread over the set, for the sheets that a person looks at."""
+    stride = max(1, len(pictures) // num)
+    return [texts[-1] for texts in pictures.captions[::stride]][:num]
+
+
+def to_model_range(images_BHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 BHWC in 0..255 to float32 BCHW in [-1, 1]."""
+    return images_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images_BCHW: torch.Tensor) -> NDArray[np.uint8]:
+    """Float BCHW in [-1, 1] to uint8 BHWC in 0..255, rounded and clamped."""
+    scaled = images_BCHW.float().add(1.0).mul(127.5).round().clamp(0, 255)
+    array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return array

@@ -1,0 +1,189 @@
+"""The diffusion teacher: its network and its training.
+
+Owns the teacher's data, captioned latents, too. Knows nothing of adversaries.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+
+from distill.autoencoder import Codec, encode_all
+from distill.checkpoint import Ema, averaged
+from distill.config import ConfigError, RunConfig, TeacherConfig, TextConfig, UnetConfig
+from distill.dataset import Pictures, probe_prompts, to_uint8
+from distill.diffusion import Diffusion
+from distill.encoders import TextEncoder
+from distill.grid import grid_image
+from distill.sampling import sample_teacher
+
+# Shape suffixes: B batch, C channel, h/w latent cells, L tokens, D width.
+
+
+def build_unet(config: UnetConfig, latent_channels: int, text: TextConfig) -> UNet2DConditionModel:
+    """Return an untrained UNet with cross-attention to the text and its pooled vector."""
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention]
+    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)]
+    return UNet2DConditionModel(
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=config.block_out_channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=config.layers_per_block,
+        attention_head_dim=tuple(c // config.head_width for c in config.block_out_channels),
+        norm_num_groups=config.norm_num_groups,
+        cross_attention_dim=text.width,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=text.num_heads,
+        encoder_hid_dim=None,
+    )
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """Read `folder`/unet.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not (folder / "unet" / "config.json").is_file():
+        raise ConfigError(f"no teacher in {folder}: run `onestep-distill teacher` first")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    return use_plain_attention(unet)
+
+
+def use_plain_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Spell attention out in matrix products.
+
+    At a few hundred latent cells the fused kernel's backward pass on a CPU takes a quarter of a
+    training step; the plain products take a tenth of that.
+    """
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+class CaptionedLatents:
+    """Precomputed latents and token ids; draws batches of (latents, one random caption's ids)."""
+
+    def __init__(self, codec: Codec, text: TextEncoder, pictures: Pictures) -> None:
+        """Encode every picture and every caption once."""
+        self.latents_NChw = encode_all(codec, pictures)
+        self._ids_ML = text.tokens([c for captions in pictures.captions for c in captions])
+        counts = torch.tensor([len(captions) for captions in pictures.captions])
+        self._first_N = counts.cumsum(0) - counts
+        self._counts_N = counts
+        self._empty_L = text.tokens([""])[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        _, channels, height, width = self.latents_NChw.shape
+        return channels, height, width
+
+    def draw(self, num: int, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """latents_BChw and input_ids_BL; a caption is emptied with probability `dropout`."""
+        which_B = torch.randint(len(self.latents_NChw), (num,))
+        offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
+        ids_BL = self._ids_ML[self._first_N[which_B] + offset_B].clone()
+        ids_BL[torch.rand(num) < dropout] = self._empty_L
+        return self.latents_NChw[which_B], ids_BL
+
+    def empty_ids(self, num: int) -> torch.Tensor:
+        """input_ids_BL of the empty caption."""
+        return self._empty_L.expand(num, -1)
+
+
+class TeacherTrainer:
+    """Trains text encoder and UNet together to predict noise removal."""
+
+    name = "teacher"
+
+    def __init__(self, config: RunConfig, codec: Codec, pictures: Pictures) -> None:
+        """Learn the vocabulary, build both models, precompute latents and tokens."""
+        self.config: TeacherConfig = config.teacher
+        self.optimizer = config.teacher.optimizer
+        self.codec = codec
+        captions = [c for texts in pictures.captions for c in texts]
+        self.text = TextEncoder.create(captions, config.text)
+        latent_channels = config.autoencoder.latent_channels
+        self.unet = use_plain_attention(build_unet(config.unet, latent_channels, config.text))
+        self.models = nn.ModuleDict({"unet": self.unet, "text": self.text})
+        self.diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+        self.latents = CaptionedLatents(codec, self.text, pictures)
+        self._prompts = probe_prompts(pictures, 12)
+        self._bf16 = config.bf16
+        self.ema = Ema(self.models, config.teacher.ema_decay)
+        settings = self.optimizer
+        self._adam = torch.optim.AdamW(
+            self.models.parameters(),
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def iterate(self, lr_scale: float) -> dict[str, float]:
+        """One step; reports the loss and the gradient's norm before clipping."""
+        latents_BChw, ids_BL = self.latents.draw(
+            self.optimizer.batch_size, self.config.caption_dropout
+        )
+        num = len(latents_BChw)
+        noise_BChw = torch.randn_like(latents_BChw)
+        timestep_B = torch.randint(self.diffusion.num_timesteps, (num,))
+        noisy_BChw = self.diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
+        for group in self._adam.param_groups:
+            group["lr"] = self.optimizer.lr * lr_scale
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            prediction_BChw = self.unet(noisy_BChw, timestep_B, self.text(ids_BL)).sample
+        target_BChw = self.diffusion.target(latents_BChw, noise_BChw, timestep_B)
+        loss = (prediction_BChw.float() - target_BChw).pow(2).mean()
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.models.parameters(), self.optimizer.grad_clip)
+        self._adam.step()
+        self.ema.update(self.models)
+        return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def sample_grid(self) -> Any:
+        """Twelve prompts at 1 step above the same at 25 steps, from the averaged weights."""
+        prompts = self._prompts
+        with averaged(self.models, self.ema):
+            rows = [
+                sample_teacher(
+                    self.unet,
+                    self.text,
+                    self.diffusion,
+                    prompts,
+                    seeds=range(len(prompts)),
+                    shape=self.latents.shape,
+                    num_steps=num_steps,
+                )
+                for num_steps in (1, 25)
+            ]
+        return grid_image(to_uint8(self.codec.decode(torch.cat(rows))), num_columns=12)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Models, optimizer and average."""
+        return {
+            "models": self.models.state_dict(),
+            "adam": self._adam.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.models.load_state_dict(state["models"])
+        self._adam.load_state_dict(state["adam"])
+        self.ema.load_state_dict(state["ema"])
+
+    def save_model(self, folder: Path) -> None:
+        """Write the averaged weights: unet/, text_encoder/, tokenizer/."""
+        with averaged(self.models, self.ema):
+            self.unet.save_pretrained(folder / "unet")
+            self.text.save(folder)
