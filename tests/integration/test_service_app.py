@@ -100,8 +100,8 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> Pipeline:
-    return Pipeline.load(tiny_bundle, num_threads=1)
+def pipeline(bundle: Path) -> Pipeline:
+    return Pipeline.load(bundle, num_threads=1)
 
 
 @asynccontextmanager
@@ -118,8 +118,8 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
 
 
 @pytest.fixture
-async def stack(tiny_bundle: Path, pipeline: Pipeline) -> AsyncIterator[Stack]:
-    async with running(tiny_bundle, pipeline) as stack:
+async def stack(bundle: Path, pipeline: Pipeline) -> AsyncIterator[Stack]:
+    async with running(bundle, pipeline) as stack:
         yield stack
 
 
@@ -309,12 +309,12 @@ async def test_a_harmless_request_id_is_kept(stack: Stack, given: str, is_kept: 
 
 
 async def test_an_unforeseen_error_is_a_plain_500_and_logged_once(
-    tiny_bundle: Path,
+    bundle: Path,
     pipeline: Pipeline,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with running(tiny_bundle, pipeline) as stack:
+    async with running(bundle, pipeline) as stack:
 
         async def fail(jobs: object) -> None:
             raise RuntimeError("secret detail")
@@ -329,8 +329,8 @@ async def test_an_unforeseen_error_is_a_plain_500_and_logged_once(
 # Readiness, queue, deadline
 
 
-async def test_before_the_model_is_loaded(tiny_bundle: Path, pipeline: Pipeline) -> None:
-    stack = Stack(tiny_bundle, pipeline, load_settings())
+async def test_before_the_model_is_loaded(bundle: Path, pipeline: Pipeline) -> None:
+    stack = Stack(bundle, pipeline, load_settings())
     async with stack.client as client:
         assert _problem(await client.get("/readyz"), 503, "not_ready")["detail"] == (
             "the model is loading"
@@ -343,9 +343,9 @@ async def test_before_the_model_is_loaded(tiny_bundle: Path, pipeline: Pipeline)
 
 
 async def test_while_draining_new_work_is_refused_and_accepted_work_is_finished(
-    tiny_bundle: Path, pipeline: Pipeline
+    bundle: Path, pipeline: Pipeline
 ) -> None:
-    async with running(tiny_bundle, pipeline) as stack:
+    async with running(bundle, pipeline) as stack:
         accepted = await stack.hold_engine()
         stack.readiness.set(Phase.DRAINING, "the service is shutting down")
         await stack.broker.close()
@@ -365,8 +365,8 @@ async def test_probes_answer_while_the_engine_is_busy(stack: Stack) -> None:
     assert (await holding).status_code == 200
 
 
-async def test_a_full_queue_is_429_with_retry_after(tiny_bundle: Path, pipeline: Pipeline) -> None:
-    async with running(tiny_bundle, pipeline, max_queue_depth=3) as stack:
+async def test_a_full_queue_is_429_with_retry_after(bundle: Path, pipeline: Pipeline) -> None:
+    async with running(bundle, pipeline, max_queue_depth=3) as stack:
         holding = await stack.hold_engine()
         queued = [asyncio.create_task(stack.draw(PNG)) for _ in range(2)]
         await stack.queue_depth_reaches(3)
@@ -382,9 +382,9 @@ async def test_a_full_queue_is_429_with_retry_after(tiny_bundle: Path, pipeline:
 
 
 async def test_a_job_past_its_deadline_is_504_and_never_drawn(
-    tiny_bundle: Path, pipeline: Pipeline
+    bundle: Path, pipeline: Pipeline
 ) -> None:
-    async with running(tiny_bundle, pipeline, deadline_s=0.5) as stack:
+    async with running(bundle, pipeline, deadline_s=0.5) as stack:
         holding = await stack.hold_engine()
         response = await stack.draw(prompt="late")
         _problem(response, 504, "deadline_exceeded")

@@ -45,12 +45,10 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def service(
-    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServiceProcess]:
+def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One process that the tests which do not stop it share."""
     folder = tmp_path_factory.mktemp("service")
-    with running_service(tiny_bundle, folder, max_body_bytes=4096) as service:
+    with running_service(bundle, folder, max_body_bytes=4096) as service:
         yield service
 
 
@@ -129,10 +127,10 @@ def test_bad_input_is_refused_at_once(service: ServiceProcess, body: bytes, stat
 
 
 def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
-    tiny_bundle: Path, tmp_path: Path
+    bundle: Path, tmp_path: Path
 ) -> None:
     with (
-        running_service(tiny_bundle, tmp_path, max_batch_size=1) as service,
+        running_service(bundle, tmp_path, max_batch_size=1) as service,
         ThreadPoolExecutor(5) as pool,
     ):
         late = _connect(service)
@@ -153,8 +151,8 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
         assert stopping.result(60) == 0
 
 
-def test_an_idle_service_stops_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
-    with running_service(tiny_bundle, tmp_path) as service:
+def test_an_idle_service_stops_at_once(bundle: Path, tmp_path: Path) -> None:
+    with running_service(bundle, tmp_path) as service:
         connection = _connect(service)
         assert _post(connection, json.dumps(PROMPT).encode())[0] == 200
         started_s = time.monotonic()
@@ -163,9 +161,9 @@ def test_an_idle_service_stops_at_once(tiny_bundle: Path, tmp_path: Path) -> Non
         connection.close()
 
 
-def test_serving_needs_no_training_framework(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_serving_needs_no_training_framework(bundle: Path, tmp_path: Path) -> None:
     command = (sys.executable, "-c", WITHOUT_FRAMEWORKS)
-    with running_service(tiny_bundle, tmp_path, command=command) as service:
+    with running_service(bundle, tmp_path, command=command) as service:
         connection = _connect(service)
         status, body = _post(connection, json.dumps(PROMPT).encode())
         connection.close()
@@ -198,9 +196,9 @@ def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
 def test_a_damaged_bundle_is_named(own_bundle: Path) -> None:
@@ -235,17 +233,17 @@ def test_no_damage_goes_unnoticed(own_bundle: Path, name: str, damage: str) -> N
     assert "export" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_taken_port_is_named(tiny_bundle: Path) -> None:
+def test_a_taken_port_is_named(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        line = _fails_to_start("--model", str(tiny_bundle), "--port", port)
+        line = _fails_to_start("--model", str(bundle), "--port", port)
     assert f"port {port}" in line and "--port" in line
 
 
-def test_a_wrong_setting_is_named(tiny_bundle: Path) -> None:
-    line = _fails_to_start("--model", str(tiny_bundle), max_batch_size=0)
+def test_a_wrong_setting_is_named(bundle: Path) -> None:
+    line = _fails_to_start("--model", str(bundle), max_batch_size=0)
     assert "ONESTEP_MAX_BATCH_SIZE" in line
 
 
-def test_an_unknown_backend_is_named(tiny_bundle: Path) -> None:
-    assert "magic" in _fails_to_start("--model", str(tiny_bundle), backend="magic")
+def test_an_unknown_backend_is_named(bundle: Path) -> None:
+    assert "magic" in _fails_to_start("--model", str(bundle), backend="magic")
