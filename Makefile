@@ -49,8 +49,8 @@ types: $(VENV)/.dev  ## Check types, strictly.
 imports: $(VENV)/.dev  ## Check which module may import which.
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## Measure the service under load and print the table.
-	$(BIN)/pytest tests/bench -s $(ARGS)
+bench: $(VENV)/.base  ## Measure engine and service under load and print the table.
+	PYTHONPATH=tests $(BIN)/python tests/bench/bench_service.py --model $(MODEL) $(ARGS)
 
 distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --run runs/NAME".
 	$(BIN)/onestep-distill train $(ARGS)
