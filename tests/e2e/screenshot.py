@@ -9,6 +9,7 @@ Owns the size, the light and the place of docs/images/playground.png.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -28,7 +29,7 @@ def take(url: str, prompt: str, seed: int, scheme: str, out: Path) -> None:
             viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
         )
         page.goto(f"{url}/#{urlencode({'prompt': prompt, 'seed': seed})}")
-        page.locator(f"#picture[alt={prompt!r}]").wait_for()
+        page.locator(f"#picture[alt={json.dumps(prompt)}]").wait_for()
         # The first answer carries the page's own start; the next shows the latency of a warm page.
         page.locator("#prompt").press("Enter")
         page.wait_for_timeout(1000)
