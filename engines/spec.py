@@ -153,7 +153,7 @@ class ModelSpec(_Frozen):
         """
         if stage not in self.stages:
             raise BundleError(
-                f"{folder} holds no {stage} graph: make a bundle of it with `onestep-engines export`"
+                f"{folder} holds no {stage} graph: make a bundle with `onestep-engines export`"
             )
         return Path(folder) / self.stages[stage].file
 

@@ -72,6 +72,7 @@ def tiny_unet() -> diffusers.UNet2DConditionModel:
         cross_attention_dim=_WIDTH,
         attention_head_dim=2,
         norm_num_groups=8,
+        mid_block_type=None,
     )
 
 

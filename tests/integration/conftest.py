@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,4 +25,21 @@ def bundle(torch_folder: Path) -> Path:
 
     folder = torch_folder.parent / "bundle"
     export_bundle(torch_folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many_sizes_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that draws two sizes, exported over an older one."""
+    from engines_fixtures import tiny_spec, write_tiny_torch_folder
+
+    from engines.export import export_bundle
+
+    source = tmp_path_factory.mktemp("sizes") / "source"
+    write_tiny_torch_folder(source, tiny_spec(sizes_px=((64, 64), (128, 64))))
+    (source / "grid.png").write_bytes(b"a picture")
+    folder = source.parent / "bundle"
+    shutil.copytree(bundle, folder)
+    (folder / "stale.txt").write_text("from an older version")
+    export_bundle(source, folder)
     return folder

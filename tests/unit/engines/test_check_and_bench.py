@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines_fixtures import tiny_spec, write_tokenizer
 from numpy.typing import NDArray
 
 from engines.bench import bench, table
@@ -16,7 +17,6 @@ from engines.errors import ParityError
 from engines.pipeline import Generated, Pipeline
 from engines.runtime.base import Stages
 from engines.tokenizer import Tokenizer
-from engines_fixtures import tiny_spec, write_tokenizer
 
 
 class PaintedPipeline(Pipeline):

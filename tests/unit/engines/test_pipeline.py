@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines_fixtures import tiny_spec, write_tokenizer
 from numpy.typing import NDArray
 
 from engines.noise import unit_noise
@@ -14,7 +15,6 @@ from engines.pipeline import Pipeline
 from engines.runtime.base import Stages
 from engines.schedule import Schedule
 from engines.tokenizer import Tokenizer
-from engines_fixtures import tiny_spec, write_tokenizer
 
 SPEC = tiny_spec()
 SHAPE = SPEC.latent_shape(64, 64)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines_fixtures import tiny_spec
 from pydantic import ValidationError
 
 from engines.errors import BundleError
@@ -18,7 +19,6 @@ from engines.profiles import (
     input_shapes,
 )
 from engines.spec import sha256_of
-from engines_fixtures import tiny_spec
 
 KEY = EngineKey(
     graph_sha256="0" * 64,

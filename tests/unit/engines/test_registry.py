@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from engines_fixtures import tiny_spec
 
 from engines.errors import BackendError
 from engines.runtime.registry import load_stages
-from engines_fixtures import tiny_spec
 
 
 def test_an_unknown_backend_lists_the_known_ones(tmp_path: Path) -> None:

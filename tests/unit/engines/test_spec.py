@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines_fixtures import tiny_spec
 from pydantic import ValidationError
 
 from engines.errors import BundleError
 from engines.spec import SPEC_FILE, ModelSpec, StageFile, sha256_of
-from engines_fixtures import tiny_spec
 
 
 def _written(folder: Path, **changes: Any) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines_fixtures import tiny_spec, write_tokenizer
 
 from engines.errors import BundleError
 from engines.tokenizer import Tokenizer
-from engines_fixtures import tiny_spec, write_tokenizer
 
 PAD, BOS, EOS = 0, 1, 2
 

@@ -1,0 +1,201 @@
+"""One contract for every backend, parity between them, and damaged bundles."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.__main__ import main
+from engines.check import check_bundle
+from engines.errors import BackendError, BundleError, ParityError
+from engines.pipeline import Pipeline
+from engines.runtime.base import Stages
+from engines.runtime.registry import BACKENDS, load_stages
+from engines.spec import ModelSpec, sha256_of
+
+SIZE_PX = 64
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def folder(request: pytest.FixtureRequest, torch_folder: Path, bundle: Path) -> Path:
+    """The folder that the backend of this round reads."""
+    return torch_folder if request.param == "torch" else bundle
+
+
+@pytest.fixture(scope="session")
+def pipeline(folder: Path, torch_folder: Path) -> Pipeline:
+    backend = "torch" if folder == torch_folder else "onnx"
+    return Pipeline.load(folder, backend=backend, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def stages(folder: Path, torch_folder: Path) -> Stages:
+    backend = "torch" if folder == torch_folder else "onnx"
+    return load_stages(backend, folder, ModelSpec.load(folder), 1)
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_stages_keep_shapes_and_types_at_any_batch_size(stages: Stages, num: int) -> None:
+    embeds_BLD = stages.text(np.ones((num, 12), dtype=np.int64))
+    assert (embeds_BLD.shape, embeds_BLD.dtype) == ((num, 12, 32), np.float32)
+    latents_BChw = np.ones((num, 8, 8, 8), dtype=np.float32)
+    timestep_B = np.full(num, 999, dtype=np.int64)
+    denoised_BChw = stages.denoise(latents_BChw, timestep_B, embeds_BLD)
+    assert (denoised_BChw.shape, denoised_BChw.dtype) == ((num, 8, 8, 8), np.float32)
+    images_BHWC = stages.decode(denoised_BChw)
+    assert (images_BHWC.shape, images_BHWC.dtype) == ((num, 64, 64, 3), np.uint8)
+
+
+def test_every_row_has_its_own_timestep(stages: Stages) -> None:
+    embeds_BLD = stages.text(np.ones((2, 12), dtype=np.int64))
+    latents_BChw = np.ones((2, 8, 8, 8), dtype=np.float32)
+    mixed = stages.denoise(latents_BChw, np.array([999, 249]), embeds_BLD)
+    for row, timestep in enumerate((999, 249)):
+        alone = stages.denoise(latents_BChw[:1], np.array([timestep]), embeds_BLD[:1])
+        np.testing.assert_allclose(mixed[row], alone[0], atol=1e-4)
+    assert not np.allclose(mixed[0], mixed[1], atol=1e-2)
+
+
+def test_inputs_that_do_not_fit_become_a_backend_error(stages: Stages) -> None:
+    with pytest.raises(BackendError) as caught:
+        stages.decode(np.ones((1, 3, 8, 8), dtype=np.float32))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BackendError):
+        stages.text(np.ones((1, 12), dtype=np.float32))
+
+
+def test_a_picture_is_the_same_alone_and_in_a_full_batch(pipeline: Pipeline) -> None:
+    prompts = ["a red circle", "b", "", "a" * 50, "c c c", "d", "e", "a red circle"]
+    seeds = [7, 1, 2, 3, 4, 5, 6, 8]
+    for steps in (1, 4):
+        batch = pipeline.generate(prompts, seeds, width=SIZE_PX, height=SIZE_PX, steps=steps)
+        alone = pipeline.generate(
+            prompts[:1], seeds[:1], width=SIZE_PX, height=SIZE_PX, steps=steps
+        )
+        first = batch.images_BHWC[0].astype(int)
+        assert np.abs(alone.images_BHWC[0] - first).mean() <= 1
+        # The last one asks for the same prompt with another seed.
+        assert np.abs(batch.images_BHWC[7] - first).mean() > 5
+
+
+def test_a_picture_follows_its_prompt(pipeline: Pipeline) -> None:
+    images = pipeline.generate(["a", "z z z"], [7, 7], width=64, height=64, steps=1).images_BHWC
+    assert not np.array_equal(images[0], images[1])
+
+
+def test_threads_may_share_a_pipeline(pipeline: Pipeline) -> None:
+    expected = [
+        pipeline.generate(["a"], [seed], width=64, height=64, steps=2).images_BHWC
+        for seed in range(4)
+    ]
+    drawn: dict[int, bool] = {}
+
+    def draw(seed: int) -> None:
+        for _ in range(5):
+            images = pipeline.generate(["a"], [seed], width=64, height=64, steps=2).images_BHWC
+            drawn[seed] = drawn.get(seed, True) and np.array_equal(images, expected[seed])
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn == dict.fromkeys(range(4), True)
+
+
+def test_onnx_runtime_draws_what_torch_draws(bundle: Path, torch_folder: Path) -> None:
+    report = check_bundle(bundle, torch_folder, num_threads=1)
+    report.require()
+    assert {comparison.steps for comparison in report.comparisons} == {1, 2, 3, 4}
+
+
+def test_the_check_command_fails_when_the_model_is_another(
+    bundle: Path, torch_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(bundle), "--torch", str(torch_folder), "--threads", "1"]) == 0
+    assert "TOO FAR" not in capsys.readouterr().out
+
+    other = Path(shutil.copytree(torch_folder, tmp_path / "other"))
+    spec = ModelSpec.load(other)
+    latent = spec.latent.model_copy(update={"scale": 2 * spec.latent.scale})
+    spec.model_copy(update={"latent": latent}).save(other)
+    assert main(["check", str(bundle), "--torch", str(other), "--threads", "1"]) == 1
+    captured = capsys.readouterr()
+    assert "TOO FAR" in captured.out
+    assert captured.err.startswith("onestep-engines: pictures differ")
+
+
+def test_pictures_of_another_size_are_another_model(
+    bundle: Path, torch_folder: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(torch_folder, tmp_path / "other"))
+    ModelSpec.load(other).model_copy(update={"sizes_px": ((128, 64),)}).save(other)
+    with pytest.raises(ParityError, match="another torch folder"):
+        check_bundle(bundle, other, num_threads=1)
+
+
+@pytest.fixture
+def damaged(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize("name", ["text.onnx", "denoise.onnx", "decode.onnx", "tokenizer.json"])
+def test_a_missing_or_altered_file_is_named(damaged: Path, name: str) -> None:
+    path = damaged / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{path} is damaged"):
+        Pipeline.load(damaged)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"{path} is missing"):
+        Pipeline.load(damaged)
+
+
+def _sign(folder: Path, name: str) -> None:
+    """Write the digest that a file has now into model.json."""
+    spec = ModelSpec.load(folder)
+    stages = {
+        stage: entry.model_copy(update={"sha256": sha256_of(folder / entry.file)})
+        for stage, entry in spec.stages.items()
+    }
+    spec.model_copy(update={"stages": stages}).save(folder)
+
+
+def test_a_graph_that_fits_its_digest_and_is_cut_short_is_named(damaged: Path) -> None:
+    path = damaged / "denoise.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+    _sign(damaged, path.name)
+    with pytest.raises(BackendError, match=f"ONNX Runtime cannot load {path}.*export"):
+        Pipeline.load(damaged)
+
+
+def test_a_graph_of_another_make_is_named(damaged: Path) -> None:
+    path = damaged / "text.onnx"
+    model = onnx.load(path)
+    model.graph.input[0].name = "tokens"
+    for node in model.graph.node:
+        node.input[:] = ["tokens" if name == "input_ids_BL" else name for name in node.input]
+    onnx.save(model, path)
+    _sign(damaged, path.name)
+    with pytest.raises(BundleError, match=f"{path} takes tokens instead of input_ids_BL"):
+        Pipeline.load(damaged)
+
+
+def test_the_bench_command_writes_json(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ["bench", str(bundle), "--threads", "1", "--batch", "1", "2", "--runs", "3"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    assert '"images_per_s"' in out.read_text()
+    assert "images/s" in capsys.readouterr().out
+    assert main([*arguments, "--json", str(tmp_path / "no" / "where.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert main([*arguments, "--steps", "9"]) == 2
+    assert "--steps: the model knows 1..4" in capsys.readouterr().err
