@@ -35,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--dry-run", action="store_true", help="one iteration, nothing kept"
             )
+        if name == "evaluate":
+            command.add_argument(
+                "--features", type=Path, required=True, help="SqueezeNet weights (.npz) that judge"
+            )
+        if name == "export":
+            command.add_argument("--to", type=Path, default=None, help="folder to write")
     return parser
 
 

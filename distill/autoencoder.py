@@ -1,7 +1,7 @@
 """The picture autoencoder: pixels to latents and back.
 
 Owns building and training a small diffusers autoencoder, and one encode/decode interface over
-AutoencoderDC, AutoencoderTiny and AutoencoderKL, so that the same training takes Stable Diffusion's.
+AutoencoderDC, AutoencoderTiny and AutoencoderKL, so that Stable Diffusion's fits as well.
 Knows nothing of text or diffusion.
 """
 

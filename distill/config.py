@@ -28,10 +28,10 @@ class DataConfig:
     """Which captioned pictures are read.
 
     Attributes:
-        path: Parquet file or folder of Parquet files, or "shapes" for the set drawn by the project.
+        path: Parquet file or folder of them, or "shapes" for the set that the project draws.
         heldout_path: Parquet file of (concept, style) pairs kept from training, for evaluation.
         styles: styles to keep; empty keeps all.
-        concepts: names to keep; empty keeps all. The autoencoder sees all pictures whatever it says.
+        concepts: names to keep; empty keeps all. The autoencoder sees all pictures all the same.
         captions_name_concept: drop captions that do not contain the concept's name.
     """
 
@@ -231,6 +231,15 @@ class RunConfig:
         """Return the text of config.json."""
         return json.dumps(_plain(self), indent=2) + "\n"
 
+    def that_shapes(self, stage: str) -> dict[str, Any]:
+        """The sections that decide a stage's result; a later stage may change freely."""
+        sections = {
+            "autoencoder": ("data", "autoencoder"),
+            "teacher": ("data", "autoencoder", "text", "unet", "teacher"),
+            "student": ("data", "autoencoder", "text", "unet", "teacher", "student"),
+        }[stage]
+        return {name: getattr(self, name) for name in ("seed", "bf16", *sections)}
+
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Read config.json back."""
@@ -274,6 +283,11 @@ def emoji_cpu() -> RunConfig:
             captions_name_concept=True,
         ),
         autoencoder=AutoencoderConfig(optimizer=OptimizerConfig(lr=2e-3, iterations=4500)),
+        text=TextConfig(max_tokens=24),
+        unet=UnetConfig(block_out_channels=(64, 160, 224)),
+        teacher=TeacherConfig(
+            optimizer=OptimizerConfig(lr=8e-4, warmup_iterations=200, iterations=5500)
+        ),
         num_threads=1,
     )
 

@@ -84,10 +84,14 @@ def prepare_folder(run: Path, stage: str, config: RunConfig, resume: bool) -> Pa
     saved = folder / "config.json"
     if (folder / SNAPSHOT_FILE).exists() and not resume:
         raise ConfigError(f"{folder} holds a training: add --resume, or give another --out")
-    if resume and saved.exists() and saved.read_text() != config.to_json():
-        raise ConfigError(
-            f"{saved} differs from this preset and its --set values: resume with the same ones"
-        )
+    if resume and saved.exists():
+        before = RunConfig.from_json(saved.read_text()).that_shapes(stage)
+        now = config.that_shapes(stage)
+        changed = [name for name in now if now[name] != before[name]]
+        if changed:
+            raise ConfigError(
+                f"{saved} differs in {', '.join(changed)}: resume with the same preset and --set"
+            )
     saved.write_text(config.to_json())
     return folder
 

@@ -1,40 +1,46 @@
-"""The commands of onestep-distill, each from a config and a run folder to files."""
+"""The commands of onestep-distill, each from a config and a run folder to files and words."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from distill.autoencoder import AutoencoderTrainer, Codec
 from distill.checkpoint import CheckpointError
 from distill.config import RunConfig
-from distill.dataset import filter_pictures, load_pictures
+from distill.dataset import Pictures, filter_pictures, load_heldout, load_pictures, to_uint8
+from distill.diffusion import Diffusion
+from distill.encoders import TextEncoder
+from distill.evaluate import Draw, Judge, as_json, evaluate, in_bf16, markdown_table, prompt_sets
+from distill.export import export_student, parameter_counts, write_json
 from distill.loop import Interrupted, Trainer, prepare_folder, run_training, set_up_torch
-from distill.teacher import TeacherTrainer
+from distill.metrics import SqueezeNet
+from distill.sampling import sample_student, sample_teacher
+from distill.student import StudentTrainer, timesteps_by_steps
+from distill.teacher import TeacherTrainer, load_unet
 
-
-def _autoencoder(config: RunConfig, run: Path) -> Trainer:
-    return AutoencoderTrainer(config.autoencoder, load_pictures(config.data), bf16=config.bf16)
-
-
-def _teacher(config: RunConfig, run: Path) -> Trainer:
-    codec = Codec.load(run / "autoencoder" / "model")
-    pictures = filter_pictures(load_pictures(config.data), config.data)
-    return TeacherTrainer(config, codec, pictures)
-
-
-TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
-    "autoencoder": _autoencoder,
-    "teacher": _teacher,
-}
+TEACHER_STEPS = (1, 2, 4, 25, 50)
 
 
 def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     """Carry out one command; errors that a user can mend are printed as one line."""
+    commands: dict[str, Callable[[RunConfig, Path, argparse.Namespace], int]] = {
+        "data": _data,
+        "evaluate": _evaluate,
+        "export": _export,
+    }
     try:
         set_up_torch(config)
+        if command in commands:
+            return commands[command](config, run_folder, args)
         return _train(command, config, run_folder, args)
     except CheckpointError as error:
         print(f"onestep-distill: {error}", file=sys.stderr)
@@ -44,13 +50,108 @@ def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namesp
         return 130
 
 
+def _selected(config: RunConfig) -> Pictures:
+    return filter_pictures(load_pictures(config.data), config.data)
+
+
+def _autoencoder_trainer(config: RunConfig, run_folder: Path) -> Trainer:
+    return AutoencoderTrainer(config.autoencoder, load_pictures(config.data), bf16=config.bf16)
+
+
+def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
+    codec = Codec.load(run_folder / "autoencoder" / "model")
+    return TeacherTrainer(config, codec, _selected(config))
+
+
+def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
+    codec = Codec.load(run_folder / "autoencoder" / "model")
+    return StudentTrainer(config, codec, run_folder / "teacher" / "model", _selected(config))
+
+
+TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
+    "autoencoder": _autoencoder_trainer,
+    "teacher": _teacher_trainer,
+    "train": _student_trainer,
+}
+
+
 def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     trainer = TRAININGS[command](config, run_folder)
     if args.dry_run:
         metrics = trainer.iterate(1.0)
-        print(f"{command}: one iteration works: {metrics}")
+        words = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(f"{command}: one iteration works: {words}")
         return 0
     folder = prepare_folder(run_folder, trainer.name, config, args.resume)
     run_training(trainer, folder, config, resume=args.resume)
     print(f"{command}: finished, model in {folder / 'model'}")
+    return 0
+
+
+def _data(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    pictures = load_pictures(config.data)
+    chosen = filter_pictures(pictures, config.data)
+    print(f"{len(pictures)} pictures read, {pictures.num_skipped} rows skipped")
+    print(
+        f"{len(chosen)} chosen, {len(set(chosen.names))} concepts, "
+        f"{sum(map(len, chosen.captions))} captions"
+    )
+    for style, num in sorted(Counter(chosen.styles).items()):
+        print(f"  {style or '(no style)'}: {num}")
+    return 0
+
+
+def _samplers(
+    config: RunConfig, run_folder: Path, codec: Codec, shape: tuple[int, int, int]
+) -> dict[str, Draw]:
+    """Student at each of its numbers of steps, teacher at the steps that the report compares."""
+    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+
+    def pictures_of(
+        sampler: Callable[..., torch.Tensor], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> NDArray[np.uint8]:
+        with torch.no_grad():
+            return to_uint8(codec.decode(sampler(prompts=prompts, seeds=seeds)))
+
+    student_folder = run_folder / "student" / "model"
+    student = load_unet(student_folder).eval()
+    student_text = TextEncoder.load(student_folder).eval()
+    teacher_folder = run_folder / "teacher" / "model"
+    teacher = load_unet(teacher_folder).eval()
+    teacher_text = TextEncoder.load(teacher_folder).eval()
+    samplers: dict[str, Draw] = {}
+    for num_steps, timesteps in timesteps_by_steps(config.student.timesteps).items():
+        drawn = partial(
+            sample_student, student, student_text, diffusion, shape=shape, timesteps=timesteps
+        )
+        samplers[f"student, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
+    for num_steps in TEACHER_STEPS:
+        drawn = partial(
+            sample_teacher, teacher, teacher_text, diffusion, shape=shape, num_steps=num_steps
+        )
+        samplers[f"teacher, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
+    return samplers
+
+
+def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    network = SqueezeNet(args.features)
+    codec = Codec.load(run_folder / "autoencoder" / "model")
+    pictures, heldout = _selected(config), load_heldout(config.data)
+    cells = config.data.image_size_px // config.autoencoder.downscale
+    shape = (config.autoencoder.latent_channels, cells, cells)
+    samplers = {
+        name: in_bf16(draw, enabled=config.bf16)
+        for name, draw in _samplers(config, run_folder, codec, shape).items()
+    }
+    scores = evaluate(samplers, prompt_sets(pictures, heldout), Judge(network, pictures, heldout))
+    write_json(run_folder / "evaluation.json", as_json(scores))
+    print(markdown_table(scores))
+    return 0
+
+
+def _export(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    out = args.to or run_folder / "export"
+    export_student(config, run_folder, out)
+    counts = ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in parameter_counts(out).items())
+    print(f"export: {out} ({counts}); next: onestep-engines export {out} --out BUNDLE")
     return 0

@@ -87,15 +87,30 @@ class CaptionedLatents:
 
     def draw(self, num: int, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """latents_BChw and input_ids_BL; a caption is emptied with probability `dropout`."""
-        which_B = torch.randint(len(self.latents_NChw), (num,))
-        offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
-        ids_BL = self._ids_ML[self._first_N[which_B] + offset_B].clone()
+        which_B, caption_B = self._draw_indices(num)
+        ids_BL = self._ids_ML[caption_B].clone()
         ids_BL[torch.rand(num) < dropout] = self._empty_L
         return self.latents_NChw[which_B], ids_BL
 
-    def empty_ids(self, num: int) -> torch.Tensor:
-        """input_ids_BL of the empty caption."""
-        return self._empty_L.expand(num, -1)
+    def _draw_indices(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+        which_B = torch.randint(len(self.latents_NChw), (num,))
+        offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
+        return which_B, self._first_N[which_B] + offset_B
+
+    @torch.no_grad()
+    def embed_captions(self, text: TextEncoder) -> None:
+        """Encode every caption once with a frozen text encoder, for `draw_embedded`."""
+        self._embeds_MLD = torch.cat([text(ids) for ids in self._ids_ML.split(256)])
+        self._empty_embeds_LD = text(self._empty_L[None])[0]
+
+    def draw_embedded(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """latents_BChw and text_embeds_BLD."""
+        which_B, caption_B = self._draw_indices(num)
+        return self.latents_NChw[which_B], self._embeds_MLD[caption_B]
+
+    def empty_embeds(self, num: int) -> torch.Tensor:
+        """text_embeds_BLD of the empty caption."""
+        return self._empty_embeds_LD.expand(num, -1, -1)
 
 
 class TeacherTrainer:
