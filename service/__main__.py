@@ -96,7 +96,14 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     )
     app = create_app(AppContext(settings, limits, broker, telemetry, readiness))
     server = _Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
     )
     stop = asyncio.Event()
     _on_signals(stop)

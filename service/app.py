@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from typing import cast
 
 import orjson
@@ -31,7 +30,7 @@ from service.errors import (
 )
 from service.routes import generate, health, models, playground
 from service.routes.context import AppContext
-from service.telemetry import Telemetry, log_event, request_id_var
+from service.telemetry import Telemetry, log_event, new_id, request_id_var
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
@@ -136,7 +135,7 @@ def _request_id(scope: Scope) -> str:
             given: str = value.decode("latin-1")
             if _REQUEST_ID.fullmatch(given):
                 return given
-    return uuid.uuid4().hex
+    return new_id()
 
 
 class BodyLimitMiddleware:

@@ -7,7 +7,7 @@ error text.
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -149,7 +149,7 @@ def _resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
     if request.steps > limits.max_steps:
         raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
     width, height = _size(request, limits, refuse)
-    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    seed = random.randrange(MAX_SEED + 1) if request.seed is None else request.seed
     return Generation(
         key=BatchKey(limits.name, width, height, request.steps),
         prompt=request.prompt,

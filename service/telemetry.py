@@ -7,6 +7,7 @@ no prompt is logged at INFO or above. Knows nothing of HTTP, queue or engine.
 from __future__ import annotations
 
 import logging
+import random
 import sys
 from contextvars import ContextVar
 
@@ -90,6 +91,15 @@ class Telemetry:
             "t2i_failed_total", "Jobs without a picture.", ["reason"], registry=registry
         )
         self.ready = Gauge("t2i_ready", "1 when requests are accepted.", registry=registry)
+
+
+def new_id() -> str:
+    """128 random bits as text.
+
+    Not from the system's generator: each of its calls lets go of the interpreter, and getting it
+    back takes longer than the rest of a request. So an id must never serve as a secret.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from service.images import MEDIA_TYPES
 from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
 from service.routes.context import AppContext
 from service.schemas import GenerateRequest, Generation, parse_generation
+from service.telemetry import new_id
 
 router = APIRouter(tags=["generate"])
 
@@ -130,7 +130,7 @@ def _make_jobs(generation: Generation, image_format: ImageFormat, context: AppCo
     now_s = context.broker.now_s()
     return [
         Job(
-            id=uuid.uuid4().hex,
+            id=new_id(),
             key=generation.key,
             prompt=generation.prompt,
             seed=seed,
@@ -204,7 +204,7 @@ def _json_body(
 ) -> dict[str, Any]:
     slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
     return {
-        "id": f"gen-{uuid.uuid4().hex}",
+        "id": f"gen-{new_id()}",
         "model": generation.key.model,
         "created": int(time.time()),
         "width": generation.key.width,
