@@ -1,4 +1,4 @@
-"""The service with the bundled model, as a real process, for the end-to-end tests.
+"""Real processes for the end-to-end tests: the service with the bundled model, the browser.
 
 TEST_BUNDLE names another bundle to try, for instance one that is still in training.
 """
@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
 from service_process import running_service
+
+from tests.e2e.chromium import find_chromium, launched
+from tests.e2e.playground_page import PROMPTS, wait_for_picture
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,30 @@ def service_url(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     bundle = Path(os.environ.get("TEST_BUNDLE") or repo_root / "models" / "emoji")
     with running_service(bundle, tmp_path_factory.mktemp("service")) as service:
         yield service.url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for the whole module; every test gets its own page."""
+    executable_path = find_chromium()
+    if executable_path is None:
+        pytest.skip("no chromium on this machine")
+    with launched(executable_path) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, service_url: str) -> Iterator[Page]:
+    """The page with a picture of the first prompt; it must end without an error of its own."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=service_url)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.goto(f"{service_url}/#prompt={PROMPTS[0]}&seed=7")
+    wait_for_picture(page, PROMPTS[0])
+    yield page
+    context.close()
+    # Chromium itself logs each refused or unanswered request.
+    assert [text for text in errors if "Failed to load resource" not in text] == []
