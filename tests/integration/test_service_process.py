@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from bench.load import run_load
 from PIL import Image
 from service_process import ServiceProcess, running_service, service_environment
 
@@ -124,6 +126,22 @@ def test_bad_input_is_refused_at_once(service: ServiceProcess, body: bytes, stat
         seconds.append(time.perf_counter() - started_s)
     connection.close()
     assert min(seconds) < REFUSAL_LIMIT_S
+
+
+def test_200_requests_at_once_are_batched_and_none_is_lost(service: ServiceProcess) -> None:
+    address = urlsplit(service.url)
+    result = asyncio.run(
+        run_load(
+            str(address.hostname),
+            int(address.port or 0),
+            num_connections=200,
+            num_requests=200,
+            prompts=["heart", "star", "tree"],
+        )
+    )
+    assert len(result.answers) == 200
+    assert result.num_lost == 0
+    assert result.mean_batch_size > 4
 
 
 def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
