@@ -288,6 +288,13 @@ def emoji_cpu() -> RunConfig:
         teacher=TeacherConfig(
             optimizer=OptimizerConfig(lr=8e-4, warmup_iterations=200, iterations=5500)
         ),
+        student=StudentConfig(
+            timestep_weights=(5.0, 1.0, 1.0, 1.0),
+            distill_space="latent",
+            lambda_reconstruct=1.0,
+            discriminator=DiscriminatorConfig(noise_timesteps=(50, 700)),
+            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=3000),
+        ),
         num_threads=1,
     )
 
