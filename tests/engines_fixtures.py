@@ -73,6 +73,8 @@ def tiny_unet() -> diffusers.UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=8,
         mid_block_type=None,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
     )
 
 
