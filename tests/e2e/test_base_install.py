@@ -64,9 +64,10 @@ def test_the_base_installation_holds_no_framework(base_scripts: Path, tmp_path: 
 
 def test_the_base_installation_draws_a_picture(base_service: str) -> None:
     model = json.loads(_read(f"{base_service}/v1/models")[1])["data"][0]
+    prompt = next(iter(model["examples"]), "a red circle")
     request = urllib.request.Request(
         f"{base_service}/v1/generate",
-        data=json.dumps({"prompt": model["examples"][0], "seed": 7}).encode(),
+        data=json.dumps({"prompt": prompt, "seed": 7}).encode(),
         headers={"content-type": "application/json", "accept": "image/png"},
     )
     with urllib.request.urlopen(request, timeout=ANSWER_LIMIT_S) as answer:
