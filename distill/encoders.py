@@ -31,7 +31,12 @@ _PATTERN = (
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Learn a lower-case byte-pair vocabulary in CLIP's form from the captions."""
+    """Learn a lower-case byte-pair vocabulary in CLIP's form from the captions.
+
+    The same captions give the same ids in every process: a resumed training learns its vocabulary
+    anew. Like CLIP's, it holds every byte in the middle and at the end of a word, so that no
+    prompt has an unknown part.
+    """
     raw = tokenizers.Tokenizer(
         models.BPE(unk_token=EOS, end_of_word_suffix=_WORD_END, continuing_subword_prefix="")
     )
@@ -49,15 +54,21 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> tokenizers.Toke
         ]
     )
     raw.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        # The trainer would number the bytes that end a word in the order of a randomly seeded
+        # hash map, and break ties between merges by those numbers. Special tokens come first,
+        # in the order given.
+        special_tokens=[BOS, EOS, *(byte + _WORD_END for byte in alphabet)],
+        initial_alphabet=alphabet,
         end_of_word_suffix=_WORD_END,
         show_progress=False,
     )
     raw.train_from_iterator(captions, trainer)
-    return raw
+    document = json.loads(raw.to_str())
+    document["added_tokens"] = [t for t in document["added_tokens"] if t["content"] in (BOS, EOS)]
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 def text_spec(raw: tokenizers.Tokenizer, config: TextConfig) -> TextSpec:
