@@ -43,8 +43,8 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
 class Codec:
     """A frozen autoencoder seen as two functions between pixels and scaled latents."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Freeze the model; its config's scaling and shift factors give the latents' scale."""
+    def __init__(self, model: Any) -> None:
+        """Freeze a diffusers model; its config gives the scale and shift of the latents."""
         self.model = model.eval().requires_grad_(False)
         settings = model.config
         self.scale = float(getattr(settings, "scaling_factor", None) or 1.0)
@@ -75,7 +75,7 @@ class Codec:
         return images_BCHW
 
 
-def raw_encode(model: nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+def raw_encode(model: Any, images_BCHW: torch.Tensor) -> torch.Tensor:
     """Unscaled latents; the mean, where the model gives a distribution."""
     output: Any = model.encode(images_BCHW)
     for attribute in ("latent", "latents"):

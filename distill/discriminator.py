@@ -37,7 +37,8 @@ class Head(nn.Module):
         mixed = functional.leaky_relu(self.norm_mix(self.mix(hidden)), 0.2)
         hidden = self.out((hidden + mixed) / math.sqrt(2.0))
         projection_BC11 = self.project(condition_BD)[:, :, None, None]
-        return (hidden * projection_BC11).sum(1) / math.sqrt(hidden.shape[1])
+        logits_Bhw: torch.Tensor = (hidden * projection_BC11).sum(1) / math.sqrt(hidden.shape[1])
+        return logits_Bhw
 
 
 class Discriminator(nn.Module):

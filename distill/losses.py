@@ -39,7 +39,7 @@ def r1_penalty(
     The features must require gradients.
     """
     gradients = torch.autograd.grad(
-        sum(logits.sum() for logits in real_logits), real_features, create_graph=True
+        [logits.sum() for logits in real_logits], real_features, create_graph=True
     )
     return torch.stack([g.pow(2).flatten(1).sum(1).mean() for g in gradients]).sum()
 

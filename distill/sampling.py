@@ -22,9 +22,9 @@ def teacher_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
 
     Source: arXiv:2305.08891, section 3.3.
     """
-    return (
-        (np.round(np.arange(num_timesteps, 0, -num_timesteps / num_steps)) - 1).astype(int).tolist()
-    )
+    counted = np.round(np.arange(num_timesteps, 0, -num_timesteps / num_steps))
+    timesteps: list[int] = (counted - 1).astype(int).tolist()
+    return timesteps
 
 
 @torch.no_grad()
