@@ -4,7 +4,7 @@ Chosen by eye from the captioned emoji set: things that look unlike each other a
 few enough that a small network on a CPU learns to draw each of them.
 """
 
-EMOJI_STYLES = ("flat", "3d", "noto")
+EMOJI_STYLES = ("flat", "3d")
 
 _FOOD = """
     red apple; green apple; banana; cherries; grapes; strawberry; watermelon; pineapple; peach;

@@ -48,6 +48,12 @@ class Diffusion:
         shape = (-1, 1, 1, 1)
         return self.alphas_T[timestep_B].view(shape), self.sigmas_T[timestep_B].view(shape)
 
+    def draw_timesteps(self, num: int, shift: float) -> torch.Tensor:
+        """Random timesteps, uniform for shift 1, towards noise above. Source: arXiv:2403.03206."""
+        uniform_B = torch.rand(num)
+        shifted_B = shift * uniform_B / (1 + (shift - 1) * uniform_B)
+        return (shifted_B * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+
     def add_noise(
         self, latents_BChw: torch.Tensor, noise_BChw: torch.Tensor, timestep_B: torch.Tensor
     ) -> torch.Tensor:

@@ -114,21 +114,39 @@ class Judge:
         )
 
 
-def evaluate(
-    samplers: dict[str, Draw], sets: Sequence[PromptSet], judge: Judge, *, batch_size: int = 32
-) -> list[Score]:
-    """Draw every set with every sampler, seeds 0, 1, 2, ... in order, and score it."""
+def one_prompt_per_concept(pictures: Pictures) -> list[str]:
+    """Every concept once, the styles it has taking turns."""
+    styles_of: dict[str, list[str]] = {}
+    for name, style in zip(pictures.names, pictures.styles, strict=True):
+        styles_of.setdefault(name, []).append(style)
+    prompts = []
+    for i, (name, styles) in enumerate(sorted(styles_of.items())):
+        style = sorted(styles)[i % len(styles)]
+        prompts.append(f"{name}, {style}" if style else name)
+    return prompts
+
+
+def draw_all(
+    draw: Draw, prompts: Sequence[str], batch_size: int = 32, bar: tqdm[object] | None = None
+) -> NDArray[np.uint8]:
+    """Draw every prompt, seeds 0, 1, 2, ... in order; images_NHWC."""
+    images = []
+    for start in range(0, len(prompts), batch_size):
+        chunk = prompts[start : start + batch_size]
+        images.append(draw(chunk, range(start, start + len(chunk))))
+        if bar is not None:
+            bar.update(len(chunk))
+    return np.concatenate(images)
+
+
+def evaluate(samplers: dict[str, Draw], sets: Sequence[PromptSet], judge: Judge) -> list[Score]:
+    """Draw every set with every sampler, the same seeds for all, and score it."""
     scores = []
     total = sum(len(s.prompts) for s in sets) * len(samplers)
     with tqdm(total=total, desc="evaluate", unit="picture") as bar:
         for name, draw in samplers.items():
             for prompts in sets:
-                images = []
-                for start in range(0, len(prompts.prompts), batch_size):
-                    chunk = prompts.prompts[start : start + batch_size]
-                    images.append(draw(chunk, range(start, start + len(chunk))))
-                    bar.update(len(chunk))
-                scores.append(judge.score(name, prompts, np.concatenate(images)))
+                scores.append(judge.score(name, prompts, draw_all(draw, prompts.prompts, bar=bar)))
     return scores
 
 

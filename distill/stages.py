@@ -19,8 +19,19 @@ from distill.config import RunConfig
 from distill.dataset import Pictures, filter_pictures, load_heldout, load_pictures, to_uint8
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
-from distill.evaluate import Draw, Judge, as_json, evaluate, in_bf16, markdown_table, prompt_sets
+from distill.evaluate import (
+    Draw,
+    Judge,
+    as_json,
+    draw_all,
+    evaluate,
+    in_bf16,
+    markdown_table,
+    one_prompt_per_concept,
+    prompt_sets,
+)
 from distill.export import export_student, parameter_counts, write_json
+from distill.grid import grid_image
 from distill.loop import Interrupted, Trainer, prepare_folder, run_training, set_up_torch
 from distill.metrics import SqueezeNet
 from distill.sampling import sample_student, sample_teacher
@@ -146,6 +157,10 @@ def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> 
     scores = evaluate(samplers, prompt_sets(pictures, heldout), Judge(network, pictures, heldout))
     write_json(run_folder / "evaluation.json", as_json(scores))
     print(markdown_table(scores))
+    prompts = one_prompt_per_concept(pictures)
+    images = draw_all(next(iter(samplers.values())), prompts)
+    grid_image(images, num_columns=12).save(run_folder / "grid.png", optimize=True)
+    print(f"{len(prompts)} concepts in one step, seeds 0, 1, 2, ...: {run_folder / 'grid.png'}")
     return 0
 
 

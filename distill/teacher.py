@@ -38,6 +38,7 @@ def build_unet(config: UnetConfig, latent_channels: int, text: TextConfig) -> UN
         layers_per_block=config.layers_per_block,
         attention_head_dim=tuple(c // config.head_width for c in config.block_out_channels),
         norm_num_groups=config.norm_num_groups,
+        resnet_time_scale_shift=config.time_scale_shift,
         cross_attention_dim=text.width,
         addition_embed_type="text",
         addition_embed_type_num_heads=text.num_heads,
@@ -110,7 +111,8 @@ class CaptionedLatents:
 
     def empty_embeds(self, num: int) -> torch.Tensor:
         """text_embeds_BLD of the empty caption."""
-        return self._empty_embeds_LD.expand(num, -1, -1)
+        embeds_BLD: torch.Tensor = self._empty_embeds_LD.expand(num, -1, -1)
+        return embeds_BLD
 
 
 class TeacherTrainer:
@@ -149,7 +151,7 @@ class TeacherTrainer:
         )
         num = len(latents_BChw)
         noise_BChw = torch.randn_like(latents_BChw)
-        timestep_B = torch.randint(self.diffusion.num_timesteps, (num,))
+        timestep_B = self.diffusion.draw_timesteps(num, self.config.timestep_shift)
         noisy_BChw = self.diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
         for group in self._adam.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
