@@ -62,8 +62,9 @@ class Tokenizer:
         """Return input_ids_BL, int64; a prompt that is too long loses its last tokens."""
         text = self._text
         ids_BL = np.full((len(prompts), text.max_tokens), text.pad_token_id, dtype=np.int64)
-        encodings = self._raw.encode_batch(list(prompts), add_special_tokens=False)
-        for row, encoding in zip(ids_BL, encodings, strict=True):
+        for row, prompt in zip(ids_BL, prompts, strict=True):
+            # One by one: encode_batch starts threads, which costs more than a few prompts do.
+            encoding = self._raw.encode(prompt, add_special_tokens=False)
             ids = [text.bos_token_id, *encoding.ids[: text.max_tokens - 2], text.eos_token_id]
             row[: len(ids)] = ids
         return ids_BL
