@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         config = _config(args)
         run = args.out or Path("runs") / config.name
         # The stages load torch; --help and a wrong field should not wait for it.
-        from distill import stages
-
+        try:
+            from distill import stages
+        except ImportError as error:
+            raise ConfigError(f"training needs {error.name}: pip install 'onestep[distill]'") from error
         return stages.run(args.command, config, run, args)
     except ConfigError as error:
         print(f"onestep-distill: {error}", file=sys.stderr)
