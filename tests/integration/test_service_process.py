@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_bad_input_is_refused_at_once(service: ServiceProcess, body: bytes, stat
     assert min(seconds) < REFUSAL_LIMIT_S
 
 
+def test_an_announced_flood_is_refused_before_it_is_sent(service: ServiceProcess) -> None:
+    address = urlsplit(service.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        client.sendall(
+            b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n"
+        )
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
+
+
 def test_200_requests_at_once_are_batched_and_none_is_lost(service: ServiceProcess) -> None:
     address = urlsplit(service.url)
     result = asyncio.run(
@@ -159,6 +171,9 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
         stopping = pool.submit(service.stop)
         while b"draining" not in service.stderr_path.read_bytes():
             time.sleep(0.005)
+        late.request("GET", "/readyz")
+        probe = late.getresponse()
+        assert (probe.status, json.loads(probe.read())["code"]) == (503, "draining")
         status, body = _post(late, json.dumps(PROMPT).encode())
         assert (status, json.loads(body)["code"]) == (503, "draining")
         late.close()
@@ -167,6 +182,22 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
             assert status == 200
             assert len(json.loads(body)["images"]) == 16
         assert stopping.result(60) == 0
+
+
+def test_a_second_signal_ends_the_process_at_once(bundle: Path, tmp_path: Path) -> None:
+    with (
+        running_service(bundle, tmp_path, max_batch_size=1) as service,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        waiting = [pool.submit(_draw, service, num_images=16, steps=4) for _ in range(8)]
+        while _metric(service, "t2i_queue_depth") < 100:
+            time.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        while b"draining" not in service.stderr_path.read_bytes():
+            time.sleep(0.005)
+        assert service.stop() == 128 + signal.SIGTERM
+        for answer in waiting:
+            assert isinstance(answer.exception(60), ConnectionError | http.client.HTTPException)
 
 
 def test_an_idle_service_stops_at_once(bundle: Path, tmp_path: Path) -> None:

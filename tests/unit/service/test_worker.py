@@ -37,7 +37,8 @@ class Bench:
         )
 
     async def draw(self, jobs: Sequence[Job]) -> list[JobOutcome]:
-        return list(await asyncio.gather(*await self.broker.put(jobs)))
+        async with asyncio.timeout(20):
+            return list(await asyncio.gather(*await self.broker.put(jobs)))
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.telemetry.registry.get_sample_value(name, labels)
