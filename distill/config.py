@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
 
 from distill.concepts import EMOJI_CONCEPTS, EMOJI_STYLES
 from engines.spec import PredictionType, ScheduleSpec
@@ -206,28 +209,87 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is trained."""
-        last = self.teacher.schedule.num_train_timesteps - 1
-        student = self.student
-        if student.timesteps[0] != last:
-            raise ConfigError(f"student.timesteps must start at {last}, where the input is noise")
-        if list(student.timesteps) != sorted(set(student.timesteps), reverse=True):
-            raise ConfigError("student.timesteps must descend without repeats")
-        if len(student.timestep_weights) != len(student.timesteps):
-            raise ConfigError("student.timestep_weights must have one weight per timestep")
-        if student.discriminator.features == "folder" and not student.discriminator.folder:
-            raise ConfigError("student.discriminator.folder must name a local vision model")
-        if self.data.image_size_px % (self.autoencoder.downscale * self.unet_downscale):
-            raise ConfigError(
-                "data.image_size_px must be a multiple of "
-                f"{self.autoencoder.downscale * self.unet_downscale}"
-            )
-        if self.teacher.prediction_type == "epsilon" and (
-            self.teacher.schedule.zero_terminal_snr == "rescale"
+        for is_wrong, message in chain(self._schedule_rules(), self._network_rules()):
+            if is_wrong:
+                raise ConfigError(message)
+
+    def _schedule_rules(self) -> Iterator[tuple[bool, str]]:
+        student, schedule = self.student, self.teacher.schedule
+        last = schedule.num_train_timesteps - 1
+        yield (
+            student.timesteps[:1] != (last,),
+            f"student.timesteps must start at {last}, where the input is noise",
+        )
+        yield (
+            list(student.timesteps) != sorted(set(student.timesteps), reverse=True),
+            "student.timesteps must descend without repeats",
+        )
+        yield student.timesteps[-1:] < (0,), "student.timesteps must not be negative"
+        weights = student.timestep_weights
+        yield (
+            len(weights) != len(student.timesteps) or min(weights) < 0 or sum(weights) <= 0,
+            "student.timestep_weights must have one weight per timestep, none below 0, not all 0",
+        )
+        for name, bounds in (
+            ("teacher_timesteps", student.teacher_timesteps),
+            ("discriminator.noise_timesteps", student.discriminator.noise_timesteps),
         ):
-            raise ConfigError(
-                'teacher.schedule.zero_terminal_snr="rescale" leaves epsilon undefined at the last '
-                'timestep: use "input_only" or v_prediction'
+            yield (
+                not 0 <= bounds[0] <= bounds[1] <= last,
+                f"student.{name} must be a lowest and a highest timestep in 0..{last}",
             )
+        yield (
+            self.teacher.prediction_type == "epsilon" and schedule.zero_terminal_snr == "rescale",
+            'teacher.schedule.zero_terminal_snr="rescale" leaves epsilon undefined at the last '
+            'timestep: use "input_only" or v_prediction',
+        )
+        for name in ("autoencoder", "teacher", "student"):
+            optimizer: OptimizerConfig = getattr(self, name).optimizer
+            yield optimizer.batch_size < 1, f"{name}.optimizer.batch_size must be at least 1"
+            yield optimizer.iterations < 1, f"{name}.optimizer.iterations must be at least 1"
+
+    def _network_rules(self) -> Iterator[tuple[bool, str]]:
+        codec, unet, disc = self.autoencoder, self.unet, self.student.discriminator
+        yield (
+            disc.features == "folder" and not disc.folder,
+            "student.discriminator.folder must name a local vision model",
+        )
+        num_groups = 8  # of the heads' group norms
+        yield (
+            disc.head_width < 1 or disc.head_width % num_groups != 0,
+            f"student.discriminator.head_width must be a multiple of {num_groups}",
+        )
+        yield (
+            not 0
+            < len(codec.block_out_channels)
+            == len(codec.encoder_layers)
+            == len(codec.decoder_layers),
+            "autoencoder.encoder_layers and decoder_layers must match block_out_channels in length",
+        )
+        yield (
+            not 0 < len(unet.block_out_channels) == len(unet.attention),
+            "unet.attention must match unet.block_out_channels in length",
+        )
+        for name in ("norm_num_groups", "head_width"):
+            unit = getattr(unet, name)
+            yield (
+                unit < 1 or any(width % unit for width in unet.block_out_channels),
+                f"unet.block_out_channels must be multiples of unet.{name}, {unit}",
+            )
+        yield (
+            self.text.num_heads < 1 or self.text.width % self.text.num_heads != 0,
+            "text.width must be a multiple of text.num_heads",
+        )
+        multiple = codec.downscale * self.unet_downscale
+        size_px = self.data.image_size_px
+        yield (
+            size_px < 1 or size_px % multiple != 0,
+            (f"data.image_size_px must be a multiple of {multiple}"),
+        )
+        yield (
+            codec.crop_px < 1 or codec.crop_px % codec.downscale != 0,
+            (f"autoencoder.crop_px must be a multiple of {codec.downscale}"),
+        )
 
     @property
     def unet_downscale(self) -> int:
@@ -364,8 +426,15 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: Any, plain: Any, where: str) -> Any:
     if kind is ScheduleSpec:
-        return ScheduleSpec.model_validate(plain)
+        try:
+            return ScheduleSpec.model_validate(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, (where[:-1], *first["loc"])))
+            raise ConfigError(f"{field}: {first['msg']}, got {first['input']!r}") from error
     if dataclasses.is_dataclass(kind):
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{where[:-1]} is a section, set one of its fields; got {plain!r}")
         hints = get_type_hints(kind)
         names = [f.name for f in dataclasses.fields(kind)]
         for key in plain:
@@ -376,6 +445,8 @@ def _build(kind: Any, plain: Any, where: str) -> Any:
         item = get_args(kind)[0]
         if not isinstance(plain, list):
             raise ConfigError(f"{where[:-1]} must be a list, got {plain!r}")
+        if Ellipsis not in get_args(kind) and len(plain) != len(get_args(kind)):
+            raise ConfigError(f"{where[:-1]} must have {len(get_args(kind))} entries, got {plain}")
         return tuple(_build(item, entry, where) for entry in plain)
     if get_origin(kind) is Literal:
         if plain not in get_args(kind):

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from distill.config import ConfigError, DataConfig
 from distill.shapes import draw_shapes
@@ -69,15 +69,20 @@ def load_pictures(config: DataConfig) -> Pictures:
         ConfigError: the path does not exist, holds no Parquet file or no readable picture.
     """
     if config.path == "shapes":
-        return _collect(draw_shapes(config.num_shapes, config.image_size_px), config)
-    return _collect(_parquet_rows(Path(config.path)), config)
+        try:
+            rows = draw_shapes(config.num_shapes, config.image_size_px)
+            return _collect(rows, config, "shapes")
+        except ValueError as error:
+            raise ConfigError(f"data.num_shapes: {error}") from error
+    return _read_parquet(config.path, config, "data.path")
 
 
 def load_heldout(config: DataConfig) -> Pictures | None:
     """Read the (concept, style) pairs kept from training, or None where none are named."""
     if config.heldout_path is None:
         return None
-    return filter_pictures(_collect(_parquet_rows(Path(config.heldout_path)), config), config)
+    pictures = _read_parquet(config.heldout_path, config, "data.heldout_path")
+    return filter_pictures(pictures, config)
 
 
 def filter_pictures(pictures: Pictures, config: DataConfig) -> Pictures:
@@ -97,10 +102,15 @@ def filter_pictures(pictures: Pictures, config: DataConfig) -> Pictures:
     return pictures.select(keep)
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _read_parquet(source: str, config: DataConfig, field: str) -> Pictures:
+    path = Path(source)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
-        raise ConfigError(f"data.path: no Parquet file at {path}")
+        raise ConfigError(f"{field}: no Parquet file at {path}")
+    return _collect(_parquet_rows(files), config, f"{field} {path}")
+
+
+def _parquet_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
@@ -121,7 +131,7 @@ def _decode(row: Mapping[str, Any], size_px: int) -> NDArray[np.uint8] | None:
         try:
             picture = Image.open(io.BytesIO(content))
             picture.load()
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
     else:
         return None
@@ -135,7 +145,9 @@ def _decode(row: Mapping[str, Any], size_px: int) -> NDArray[np.uint8] | None:
 
 
 def _captions(row: Mapping[str, Any], config: DataConfig) -> tuple[str, ...]:
-    captions = row.get("captions") or ([row["caption"]] if row.get("caption") else [])
+    captions = row.get("captions") or row.get("caption") or []
+    if isinstance(captions, str):
+        captions = [captions]
     kept = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
     name = row.get("name") or ""
     if config.captions_name_concept and name:
@@ -144,7 +156,7 @@ def _captions(row: Mapping[str, Any], config: DataConfig) -> tuple[str, ...]:
     return kept
 
 
-def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig) -> Pictures:
+def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig, source: str) -> Pictures:
     images, captions, names, styles, groups = [], [], [], [], []
     num_skipped = 0
     for row in rows:
@@ -159,9 +171,9 @@ def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig) -> Pictures:
         styles.append(row.get("style") or "")
         groups.append(row.get("group") or "")
     if num_skipped:
-        logger.warning("skipped %d damaged or captionless rows of %s", num_skipped, config.path)
+        logger.warning("skipped %d damaged or captionless rows of %s", num_skipped, source)
     if not images:
-        raise ConfigError(f"data.path: no readable picture in {config.path}")
+        raise ConfigError(f"{source}: no readable picture with a caption")
     return Pictures(
         np.stack(images), tuple(captions), tuple(names), tuple(styles), tuple(groups), num_skipped
     )

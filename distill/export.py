@@ -15,7 +15,7 @@ from distill.autoencoder import Codec
 from distill.config import ConfigError, RunConfig
 from distill.encoders import TextEncoder
 from distill.student import student_spec
-from engines.spec import ScheduleSpec
+from engines.spec import SPEC_FILE, ScheduleSpec
 
 
 def scheduler_for(spec: ScheduleSpec, prediction_type: str) -> DDPMScheduler:
@@ -36,7 +36,7 @@ def export_student(config: RunConfig, run: Path, out: Path) -> None:
     """Gather a run's autoencoder, text encoder and student under `out`, whole or not at all.
 
     Raises:
-        ConfigError: a stage of the run has not finished.
+        ConfigError: a stage of the run has not finished, or `out` holds something else.
     """
     student = run / "student" / "model"
     if not (student / "unet" / "config.json").is_file():
@@ -44,6 +44,8 @@ def export_student(config: RunConfig, run: Path, out: Path) -> None:
     codec = Codec.load(run / "autoencoder" / "model")
     text = TextEncoder.load(student)
     spec = student_spec(config, codec, text)
+    if out.exists() and not (out / SPEC_FILE).is_file():
+        raise ConfigError(f"--to {out}: exists and is no exported model; name another folder")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

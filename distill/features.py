@@ -88,8 +88,8 @@ class FolderFeatures:
         self._model = AutoModel.from_pretrained(folder, local_files_only=True)
         self._model.eval().requires_grad_(False)
         num_layers = self._model.config.num_hidden_layers
-        if max(config.hooks) >= num_layers:
-            raise ConfigError(f"student.discriminator.hooks must be below {num_layers}")
+        if not config.hooks or not all(0 <= hook < num_layers for hook in config.hooks):
+            raise ConfigError(f"student.discriminator.hooks must lie in 0..{num_layers - 1}")
         self._hooks = config.hooks
         self._codec = codec
         patch = int(self._model.config.patch_size)

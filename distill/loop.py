@@ -85,14 +85,17 @@ def prepare_folder(run: Path, stage: str, config: RunConfig, resume: bool) -> Pa
     if (folder / SNAPSHOT_FILE).exists() and not resume:
         raise ConfigError(f"{folder} holds a training: add --resume, or give another --out")
     if resume and saved.exists():
-        before = RunConfig.from_json(saved.read_text()).that_shapes(stage)
+        try:
+            before = RunConfig.from_json(saved.read_text()).that_shapes(stage)
+        except ValueError as error:  # of JSON or of a field
+            raise ConfigError(f"{saved} is damaged ({error}): give another --out") from error
         now = config.that_shapes(stage)
         changed = [name for name in now if now[name] != before[name]]
         if changed:
             raise ConfigError(
                 f"{saved} differs in {', '.join(changed)}: resume with the same preset and --set"
             )
-    saved.write_text(config.to_json())
+    _replace_text(saved, config.to_json())
     return folder
 
 
@@ -136,7 +139,7 @@ def run_training(trainer: Trainer, folder: Path, config: RunConfig, *, resume: b
         trainer.load_state_dict(state["trainer"])
         torch.set_rng_state(state["rng"])
         start = int(state["iteration"])
-        _cut_metrics(folder / "metrics.jsonl", start)
+    _cut_metrics(folder / "metrics.jsonl", start)
     total = trainer.optimizer.iterations
 
     def snapshot(iteration: int) -> None:
@@ -186,6 +189,14 @@ def _append_metrics(path: Path, iteration: int, metrics: Mapping[str, float]) ->
 def _cut_metrics(path: Path, iteration: int) -> None:
     """Drop lines written after the snapshot, so that a resumed run has each one once."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["iteration"] <= iteration]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        # A line that a crash cut short was the last, and so is newer than the snapshot.
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
+        _replace_text(path, "".join(kept))
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -100,7 +100,10 @@ def discriminator_phase(
     penalty = r1_penalty(real_logits, real)
     optimizer.zero_grad(set_to_none=True)
     (hinge + config.discriminator.r1_gamma * penalty).backward()
-    optimizer.step()
+    # One bad batch must not spoil the heads for good.
+    gradients = [p.grad for p in networks.discriminator.parameters() if p.grad is not None]
+    if torch.isfinite(nn.utils.get_total_norm(gradients)):
+        optimizer.step()
     right = [(r > 0).float().mean() for r in real_logits]
     right += [(f < 0).float().mean() for f in fake_logits]
     return {

@@ -165,7 +165,8 @@ def student_spec(config: RunConfig, codec: Codec, text: TextEncoder) -> ModelSpe
         ),
         text=text.spec,
         examples=tuple(
-            f"{name}, {style}" for name, style in zip(names, itertools.cycle(styles or ("",)))
+            f"{name}, {style}" if style else name
+            for name, style in zip(names, itertools.cycle(styles or ("",)))
         ),
         styles=styles,
     )
