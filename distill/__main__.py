@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             from distill import stages
         except ImportError as error:
-            raise ConfigError(f"training needs {error.name}: pip install 'onestep[distill]'") from error
+            raise ConfigError(
+                f"training needs {error.name}: pip install 'onestep[distill]'"
+            ) from error
         return stages.run(args.command, config, run, args)
     except ConfigError as error:
         print(f"onestep-distill: {error}", file=sys.stderr)
