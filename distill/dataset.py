@@ -114,8 +114,9 @@ def _parquet_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
     for file in files:
         try:
             parquet = pq.ParquetFile(file)
-            for batch in parquet.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+            for group in range(parquet.num_row_groups):  # whole groups before a damaged one
+                for batch in parquet.iter_batches(batch_size=256, row_groups=[group]):
+                    yield from batch.to_pylist()
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             logger.warning("skipping the rest of %s: %s", file, error)
             yield {"image": None, "file": str(file)}

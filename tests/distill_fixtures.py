@@ -1,0 +1,77 @@
+"""Tiny parts of a training: real classes, random weights, drawn shapes.
+
+Owns what several tests of the distillation build. Nothing here is trained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from distill.autoencoder import Codec, build_autoencoder
+from distill.config import RunConfig, override, shapes_tiny
+from distill.dataset import Pictures, load_pictures
+from distill.diffusion import Diffusion
+from distill.discriminator import Discriminator
+from distill.encoders import TextEncoder
+from distill.features import TeacherFeatures, freeze
+from distill.step import Networks, Sample
+from distill.teacher import build_unet
+
+
+def tiny_config(*assignments: str) -> RunConfig:
+    """The preset of the tests with some fields set."""
+    return override(shapes_tiny(), assignments)
+
+
+def tiny_pictures(num: int = 8) -> Pictures:
+    """Drawn shapes at the tiny preset's size."""
+    return load_pictures(tiny_config(f"data.num_shapes={num}").data)
+
+
+def tiny_codec() -> Codec:
+    """An untrained autoencoder with four pixels per latent cell."""
+    torch.manual_seed(0)
+    return Codec(build_autoencoder(tiny_config().autoencoder))
+
+
+def tiny_text() -> TextEncoder:
+    """An untrained text encoder over the shapes' captions."""
+    torch.manual_seed(0)
+    captions = [caption for texts in tiny_pictures(48).captions for caption in texts]
+    return TextEncoder.create(captions, tiny_config().text).eval()
+
+
+def tiny_unet(seed: int = 0) -> nn.Module:
+    """An untrained UNet of the tiny preset."""
+    config = tiny_config()
+    torch.manual_seed(seed)
+    return build_unet(config.unet, config.autoencoder.latent_channels, config.text)
+
+
+def tiny_diffusion() -> Diffusion:
+    """The tiny preset's schedule and prediction."""
+    config = tiny_config()
+    return Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+
+
+def tiny_networks() -> Networks:
+    """Student and teacher of different weights, heads on the teacher's features, a codec."""
+    config = tiny_config()
+    diffusion, codec = tiny_diffusion(), tiny_codec()
+    teacher = freeze(tiny_unet(seed=1))
+    features = TeacherFeatures(teacher, diffusion)
+    torch.manual_seed(2)
+    heads = Discriminator(features.channels, config.text.width, 16)
+    return Networks(tiny_unet(seed=3).train(), teacher, heads, features, codec, diffusion)
+
+
+def tiny_sample(num: int = 2) -> Sample:
+    """Latents and text embeddings of a batch, drawn at random."""
+    text = tiny_config().text
+    generator = torch.Generator().manual_seed(4)
+    return Sample(
+        torch.randn((num, 4, 8, 8), generator=generator),
+        torch.randn((num, text.max_tokens, text.width), generator=generator),
+        torch.randn((num, text.max_tokens, text.width), generator=generator),
+    )
