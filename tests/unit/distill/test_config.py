@@ -102,9 +102,7 @@ def test_an_unknown_field_in_a_file_is_named() -> None:
         (["autoencoder.crop_px=30"], "autoencoder.crop_px must be a multiple of 4"),
     ],
 )
-def test_values_that_cannot_work_together_are_refused(
-    assignments: list[str], message: str
-) -> None:
+def test_values_that_cannot_work_together_are_refused(assignments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         override(shapes_tiny(), assignments)
 

@@ -16,8 +16,7 @@ NUM = 400
 
 def _drawn() -> list[tuple[str, NDArray[np.int64]]]:
     return [
-        (row["name"], np.asarray(row["image"], dtype=np.int64))
-        for row in draw_shapes(NUM, SIZE_PX)
+        (row["name"], np.asarray(row["image"], dtype=np.int64)) for row in draw_shapes(NUM, SIZE_PX)
     ]
 
 
