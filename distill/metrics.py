@@ -34,14 +34,17 @@ class SqueezeNet:
         """Read the weights.
 
         Raises:
-            ConfigError: the file is missing, or lacks a layer.
+            ConfigError: the file is missing or damaged, or lacks a layer.
         """
         if not path.is_file():
             raise ConfigError(f"--features: no file at {path}")
-        with np.load(path) as arrays:
-            self._arrays = {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}
+        try:
+            with path.open("rb") as stream, np.load(stream) as arrays:
+                self._arrays = {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}
+        except Exception as error:  # damaged bytes can lead the reader to any error
+            raise ConfigError(f"--features: {path} is no .npz archive of arrays") from error
         layers = ("conv1", *(f"{fire}_{part}" for fire in _FIRES for part in _PARTS))
-        missing = [name for name in layers if f"{name}_w" not in self._arrays]
+        missing = [n for n in layers if not {f"{n}_w", f"{n}_b"} <= self._arrays.keys()]
         if missing:
             raise ConfigError(f"--features: {path} lacks {', '.join(missing)}")
 
