@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     model: Path = Field(default=Path("models/emoji"), description="bundle folder")
     backend: str = Field(default="onnx", description="engine backend")
     num_threads: int | None = Field(default=None, ge=1, description="engine threads; unset: all")
-    max_batch_size: int = Field(default=16, ge=1, le=256)
+    max_batch_size: int = Field(default=8, ge=1, le=256)
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
     max_body_bytes: int = Field(default=65536, ge=1024)
