@@ -17,11 +17,15 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive
 
 from service.errors import (
+    STATUS_TABLE,
+    BodyTooLarge,
     ClientClosed,
     DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
+    NotReady,
     ProblemError,
+    QueueFull,
     status_of,
 )
 from service.images import MEDIA_TYPES
@@ -56,7 +60,17 @@ _OPENAPI: dict[str, Any] = {
                 "application/json": {},
                 **{media_type: {} for media_type in MEDIA_TYPES.values()},
             },
-        }
+        },
+        **{
+            str(STATUS_TABLE[kind].status): {
+                "description": STATUS_TABLE[kind].title,
+                "content": {"application/problem+json": {}},
+            }
+            for kind in (
+                *(InvalidRequest, BodyTooLarge, QueueFull),
+                *(GenerationFailed, NotReady, DeadlineExceeded),
+            )
+        },
     },
 }
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from service_stack import Stack
+
+    from engines.pipeline import Pipeline
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +50,20 @@ def many_sizes_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "stale.txt").write_text("from an older version")
     export_bundle(source, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(bundle: Path) -> Pipeline:
+    """The tiny model, loaded to run beside other work."""
+    from engines.pipeline import Pipeline
+
+    return Pipeline.load(bundle, num_threads=1)
+
+
+@pytest.fixture
+async def stack(bundle: Path, pipeline: Pipeline) -> AsyncIterator[Stack]:
+    """The service's parts, running in the test's own event loop."""
+    from service_stack import running
+
+    async with running(bundle, pipeline) as stack:
+        yield stack

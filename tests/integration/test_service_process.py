@@ -23,11 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 from bench.load import run_load
 from PIL import Image
-from service_process import ServiceProcess, running_service, service_environment
-
-from engines.errors import BundleError
-from engines.spec import STAGES
-from service.__main__ import load_limits
+from service_process import ServiceProcess, running_service
 
 PROMPT = {"prompt": "heart", "seed": 7}
 REFUSAL_LIMIT_S = 0.05
@@ -219,80 +215,3 @@ def test_serving_needs_no_training_framework(bundle: Path, tmp_path: Path) -> No
         assert status == 200
         with Image.open(io.BytesIO(body)) as image:
             assert image.size == (64, 64)
-
-
-# A start that cannot succeed
-
-
-def _fails_to_start(*arguments: str, **settings: object) -> str:
-    """The one line that the command leaves when it cannot start."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "service", "serve", "--port", "0", *arguments],
-        env=service_environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("onestep: ") and ran.stderr.count("\n") == 1, ran.stderr
-    return ran.stderr
-
-
-def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
-    line = _fails_to_start("--model", str(tmp_path / "nowhere"))
-    assert str(tmp_path / "nowhere" / "model.json") in line
-    assert "onestep-engines export" in line
-
-
-@pytest.fixture
-def own_bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle that a test may damage."""
-    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
-
-
-def test_a_damaged_bundle_is_named(own_bundle: Path) -> None:
-    graph = own_bundle / "denoise.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1])
-    line = _fails_to_start("--model", str(own_bundle))
-    assert str(graph) in line
-    assert "export or fetch the bundle again" in line
-
-
-FILES = ("model.json", "tokenizer.json", *(f"{stage}.onnx" for stage in STAGES))
-
-
-# A changed letter in model.json may be a meant one: the digests cover every other file.
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [(name, damage) for name in FILES for damage in ("missing", "cut")]
-    + [(name, "changed") for name in FILES[1:]],
-)
-def test_no_damage_goes_unnoticed(own_bundle: Path, name: str, damage: str) -> None:
-    path = own_bundle / name
-    content = path.read_bytes()
-    middle = len(content) // 2
-    if damage == "missing":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(content[:middle])
-    else:
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(BundleError, match=re.escape(str(path))) as caught:
-        load_limits(own_bundle)
-    assert "export" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_taken_port_is_named(bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        line = _fails_to_start("--model", str(bundle), "--port", port)
-    assert f"port {port}" in line and "--port" in line
-
-
-def test_a_wrong_setting_is_named(bundle: Path) -> None:
-    line = _fails_to_start("--model", str(bundle), max_batch_size=0)
-    assert "ONESTEP_MAX_BATCH_SIZE" in line
-
-
-def test_an_unknown_backend_is_named(bundle: Path) -> None:
-    assert "magic" in _fails_to_start("--model", str(bundle), backend="magic")

@@ -1,0 +1,91 @@
+"""A start that cannot succeed: one clear line that names the file and the remedy, and status 2."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from service_process import service_environment
+
+from engines.errors import BundleError
+from engines.spec import STAGES
+from service.__main__ import load_limits
+
+
+def _fails_to_start(*arguments: str, **settings: object) -> str:
+    """The one line that the command leaves when it cannot start."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--port", "0", *arguments],
+        env=service_environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("onestep: ") and ran.stderr.count("\n") == 1, ran.stderr
+    return ran.stderr
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    line = _fails_to_start("--model", str(tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere" / "model.json") in line
+    assert "onestep-engines export" in line
+
+
+@pytest.fixture
+def own_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def test_a_damaged_bundle_is_named(own_bundle: Path) -> None:
+    graph = own_bundle / "denoise.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    line = _fails_to_start("--model", str(own_bundle))
+    assert str(graph) in line
+    assert "export or fetch the bundle again" in line
+
+
+FILES = ("model.json", "tokenizer.json", *(f"{stage}.onnx" for stage in STAGES))
+
+
+# A changed letter in model.json may be a meant one: the digests cover every other file.
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in FILES for damage in ("missing", "cut")]
+    + [(name, "changed") for name in FILES[1:]],
+)
+def test_no_damage_goes_unnoticed(own_bundle: Path, name: str, damage: str) -> None:
+    path = own_bundle / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:middle])
+    else:
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(BundleError, match=re.escape(str(path))) as caught:
+        load_limits(own_bundle)
+    assert "export" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_taken_port_is_named(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = _fails_to_start("--model", str(bundle), "--port", port)
+    assert f"port {port}" in line and "--port" in line
+
+
+def test_a_wrong_setting_is_named(bundle: Path) -> None:
+    line = _fails_to_start("--model", str(bundle), max_batch_size=0)
+    assert "ONESTEP_MAX_BATCH_SIZE" in line
+
+
+def test_an_unknown_backend_is_named(bundle: Path) -> None:
+    assert "magic" in _fails_to_start("--model", str(bundle), backend="magic")
