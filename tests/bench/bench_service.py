@@ -37,6 +37,7 @@ NUM_REQUESTS = 200
 CONCURRENCIES = (1, 8, 32, NUM_REQUESTS)
 GOAL_MEAN_BATCH = 4.0
 GOAL_RATIO = 0.9
+TRUSTED_DRIFT = 0.1
 PACKAGES = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "httptools", "orjson")
 
 
@@ -171,6 +172,14 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"  ratio       {ratio:<6.2f} goal at least {GOAL_RATIO}  {_verdict(ratio >= GOAL_RATIO)}"
     )
+
+    before, after = report["engine_images_per_s_before"], report["engine_images_per_s_after"]
+    drift = max(abs(before[size] / after[size] - 1) for size in ENGINE_BATCH_SIZES)
+    if drift > TRUSTED_DRIFT:
+        print(
+            f"  The engine's own pace changed by {drift:.0%} meanwhile: the machine was not quiet,"
+        )
+        print("  and the ratio cannot be trusted.")
 
 
 def _verdict(is_met: bool) -> str:
