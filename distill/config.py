@@ -168,6 +168,9 @@ class StudentConfig:
         lambda_distill: weight of the distillation loss.
         teacher_timesteps: range of t drawn for the teacher's target.
         teacher_guidance: classifier-free guidance scale of the teacher's target.
+        adversarial_share: hold the adversarial loss's gradient on the student's picture at this
+            share of the other losses' together, whatever its own size, instead of a fixed weight
+            (the paper's, None). Source: arXiv:2012.09841, eq. 7.
         lambda_reconstruct: weight of a plain regression on the real latents, not in the paper
             (0 there). On a small set, where most captions have one right answer, it holds the
             student to it.
@@ -179,6 +182,7 @@ class StudentConfig:
     lambda_distill: float = 2.5
     distill_space: Literal["pixel", "latent"] = "pixel"
     lambda_adversarial: float = 1.0
+    adversarial_share: float | None = None
     lambda_reconstruct: float = 0.0
     teacher_timesteps: tuple[int, int] = (20, 980)
     teacher_guidance: float = 1.0
@@ -362,9 +366,10 @@ def emoji_cpu() -> RunConfig:
         student=StudentConfig(
             timestep_weights=(5.0, 1.0, 1.0, 1.0),
             distill_space="latent",
+            adversarial_share=0.5,
             lambda_reconstruct=1.0,
             discriminator=DiscriminatorConfig(noise_timesteps=(50, 700)),
-            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=3000),
+            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=2300),
         ),
         num_threads=1,
     )

@@ -136,14 +136,14 @@ def generator_phase(
     if config.lambda_reconstruct:
         distance = (fake_BChw - sample.latents_BChw).pow(2).mean()
         losses["reconstruct"] = config.lambda_reconstruct * distance
-    total = torch.zeros_like(fake_BChw)
-    metrics = {}
-    for name, loss in losses.items():
-        (gradient,) = torch.autograd.grad(loss, fake_BChw)
-        total += gradient
-        metrics[f"loss_{name}"] = loss.item()
-        metrics[f"grad_{name}"] = gradient.norm().item()
-    fake_BChw.backward(total)
+    gradients = {k: torch.autograd.grad(loss, fake_BChw)[0] for k, loss in losses.items()}
+    if config.adversarial_share is not None:
+        pull = sum((g for k, g in gradients.items() if k != "adversarial"), torch.tensor(0.0))
+        norm = gradients["adversarial"].norm().clamp_min(1e-12)
+        gradients["adversarial"] *= config.adversarial_share * pull.norm() / norm
+    metrics = {f"loss_{k}": loss.item() for k, loss in losses.items()}
+    metrics |= {f"grad_{k}": gradient.norm().item() for k, gradient in gradients.items()}
+    fake_BChw.backward(torch.stack(list(gradients.values())).sum(0))
     networks.discriminator.requires_grad_(True)
     return metrics
 

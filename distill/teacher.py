@@ -55,6 +55,7 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
     if not (folder / "unet" / "config.json").is_file():
         raise ConfigError(f"no teacher in {folder}: run `onestep-distill teacher` first")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    unet.register_to_config(_name_or_path="")  # else the student's config tells where it lay
     return use_plain_attention(unet)
 
 
