@@ -5,7 +5,9 @@ Owns what several tests of the distillation build. Nothing here is trained.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from distill.autoencoder import Codec, build_autoencoder
@@ -75,3 +77,24 @@ def tiny_sample(num: int = 2) -> Sample:
         torch.randn((num, text.max_tokens, text.width), generator=generator),
         torch.randn((num, text.max_tokens, text.width), generator=generator),
     )
+
+
+def squeezenet_arrays() -> dict[str, NDArray[np.float32]]:
+    """Random weights in the shapes of SqueezeNet 1.0. Source: arXiv:1602.07360, table 1."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[np.float32]] = {}
+
+    def layer(name: str, num_out: int, num_in: int, side: int) -> None:
+        scale = (2 / (num_in * side * side)) ** 0.5
+        shape = (num_out, num_in, side, side)
+        arrays[f"{name}_w"] = (scale * rng.standard_normal(shape)).astype(np.float32)
+        arrays[f"{name}_b"] = rng.standard_normal((1, num_out, 1, 1)).astype(np.float32) * 0.1
+
+    layer("conv1", 96, 3, 7)
+    num_in = 96
+    for index, squeeze in enumerate((16, 16, 32, 32, 48, 48, 64, 64), start=2):
+        layer(f"fire{index}_conv1x1_1", squeeze, num_in, 1)
+        layer(f"fire{index}_conv1x1_2", squeeze * 4, squeeze, 1)
+        layer(f"fire{index}_conv3x3_2", squeeze * 4, squeeze, 3)
+        num_in = squeeze * 8
+    return arrays

@@ -6,37 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distill_fixtures import squeezenet_arrays
 from numpy.typing import NDArray
 
 from distill.config import ConfigError
 from distill.metrics import SqueezeNet, frechet_distance, retrieval_ranks
 
 
-def _squeezenet_arrays() -> dict[str, NDArray[np.float32]]:
-    """Random weights in the shapes of SqueezeNet 1.0. Source: arXiv:1602.07360, table 1."""
-    rng = np.random.default_rng(0)
-    arrays: dict[str, NDArray[np.float32]] = {}
-
-    def layer(name: str, num_out: int, num_in: int, side: int) -> None:
-        scale = (2 / (num_in * side * side)) ** 0.5
-        shape = (num_out, num_in, side, side)
-        arrays[f"{name}_w"] = (scale * rng.standard_normal(shape)).astype(np.float32)
-        arrays[f"{name}_b"] = rng.standard_normal((1, num_out, 1, 1)).astype(np.float32) * 0.1
-
-    layer("conv1", 96, 3, 7)
-    num_in = 96
-    for index, squeeze in enumerate((16, 16, 32, 32, 48, 48, 64, 64), start=2):
-        layer(f"fire{index}_conv1x1_1", squeeze, num_in, 1)
-        layer(f"fire{index}_conv1x1_2", squeeze * 4, squeeze, 1)
-        layer(f"fire{index}_conv3x3_2", squeeze * 4, squeeze, 3)
-        num_in = squeeze * 8
-    return arrays
-
-
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("squeezenet") / "weights.npz"
-    np.savez(path, **_squeezenet_arrays())
+    np.savez(path, **squeezenet_arrays())
     return path
 
 
@@ -62,7 +42,7 @@ def test_the_network_describes_pictures_the_same_every_time(network_file: Path) 
 
 def test_the_network_reads_blue_first(network_file: Path, tmp_path: Path) -> None:
     """Caffe's order: the first input channel of conv1 is blue, less its mean of 104."""
-    arrays = _squeezenet_arrays()
+    arrays = squeezenet_arrays()
     arrays["conv1_w"][:] = 0
     arrays["conv1_w"][:, 0] = 1
     np.savez(tmp_path / "blue.npz", **arrays)
@@ -81,7 +61,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_layer_is_named(tmp_path: Path) -> None:
-    arrays = _squeezenet_arrays()
+    arrays = squeezenet_arrays()
     del arrays["fire5_conv3x3_2_w"], arrays["fire9_conv1x1_1_b"]
     np.savez(tmp_path / "a.npz", **arrays)
     message = r"a\.npz lacks fire5_conv3x3_2, fire9_conv1x1_1"

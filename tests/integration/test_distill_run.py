@@ -1,0 +1,303 @@
+"""The trainings through their command: resume to the bit, refuse in one line, learn, and arrive.
+
+Everything runs on the drawn set at the tiny preset's size, for a few iterations.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distill_fixtures import squeezenet_arrays, tiny_config
+
+from distill import stages
+from distill.__main__ import main
+from distill.autoencoder import Codec
+from distill.checkpoint import SNAPSHOT_FILE, load_snapshot
+from distill.dataset import to_uint8
+from distill.diffusion import Diffusion
+from distill.encoders import TextEncoder
+from distill.sampling import sample_student
+from distill.teacher import load_unet
+from engines.__main__ import main as engines_main
+from engines.pipeline import Pipeline
+
+STAGE_FOLDERS = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
+PROCESS_LIMIT_S = 120
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The order of sums depends on the number of threads, and these tests compare bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _arguments(command: str, run: Path, *settings: str) -> list[str]:
+    pairs = [part for setting in ("num_threads=1", *settings) for part in ("--set", setting)]
+    return [command, "--preset", "shapes_tiny", "--out", str(run), *pairs]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose three trainings are done, exported; shared, so a test only reads it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    for command in STAGE_FOLDERS:
+        assert main(_arguments(command, run)) == 0
+    assert main(_arguments("export", run)) == 0
+    return run
+
+
+def _linked(finished: Path, run: Path, but: str) -> Path:
+    """A run that has the finished stages, but one."""
+    run.mkdir()
+    for folder in STAGE_FOLDERS.values():
+        if folder != but:
+            (run / folder).symlink_to(finished / folder)
+    return run
+
+
+def _interrupt(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start a training as a process of its own and send SIGTERM after its second report."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    deadline_s = time.monotonic() + PROCESS_LIMIT_S
+    try:
+        while process.poll() is None and time.monotonic() < deadline_s:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= 2:
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.005)
+        out, err = process.communicate(timeout=PROCESS_LIMIT_S)
+    finally:
+        process.kill()
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Compare two snapshots down to the last bit of the last tensor."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("command", "section", "iterations"),
+    [("autoencoder", "autoencoder", 40), ("teacher", "teacher", 8), ("train", "student", 10)],
+)
+def test_an_interrupted_training_resumes_to_the_bit(
+    finished: Path, tmp_path: Path, command: str, section: str, iterations: int
+) -> None:
+    name = STAGE_FOLDERS[command]
+    length = f"{section}.optimizer.iterations={iterations}"
+    straight = _linked(finished, tmp_path / "straight", but=name) / name
+    parts = _linked(finished, tmp_path / "parts", but=name) / name
+    assert main(_arguments(command, straight.parent, length, "sample_every=1000")) == 0
+
+    # A picture sheet after every iteration slows the process, so that the signal is in time.
+    stopped = _interrupt(_arguments(command, parts.parent, length, "sample_every=1"), parts)
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"of {iterations}; continue with --resume" in stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    assert 2 <= load_snapshot(parts)["iteration"] < iterations
+    assert not (parts / "model").exists()
+
+    again = _arguments(command, parts.parent, length, "sample_every=1000")
+    assert main([*again, "--resume"]) == 0
+    _assert_same(load_snapshot(straight), load_snapshot(parts))
+    assert _metrics(straight) == _metrics(parts)
+    for path in (straight / "model").rglob("*"):
+        if path.is_file():
+            other = parts / "model" / path.relative_to(straight / "model")
+            assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_run_is_neither_overwritten_nor_mixed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "teacher" / SNAPSHOT_FILE).read_bytes()
+    assert main(_arguments("teacher", finished)) == 2
+    assert "holds a training: add --resume" in capsys.readouterr().err
+    assert main([*_arguments("teacher", finished, "text.num_layers=2"), "--resume"]) == 2
+    assert "config.json differs in text: resume with the same" in capsys.readouterr().err
+    assert (finished / "teacher" / SNAPSHOT_FILE).read_bytes() == before
+
+
+def test_a_damaged_snapshot_is_refused_by_name(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run" / "autoencoder"
+    folder.mkdir(parents=True)
+    whole = (finished / "autoencoder" / SNAPSHOT_FILE).read_bytes()
+    (folder / SNAPSHOT_FILE).write_bytes(whole[: len(whole) // 2])
+    assert main([*_arguments("autoencoder", tmp_path / "run"), "--resume"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1] == (
+        f"onestep-distill: {folder / SNAPSHOT_FILE} is damaged: remove it and train again"
+    )
+
+
+@pytest.mark.parametrize("command", STAGE_FOLDERS)
+def test_a_dry_run_leaves_no_file(
+    finished: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = STAGE_FOLDERS[command]
+    run = _linked(finished, tmp_path / "run", but=name)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*_arguments(command, run), "--dry-run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert f"{command}: one iteration works: loss" in capsys.readouterr().out
+
+
+def test_a_wrong_field_is_one_line_of_a_quick_answer(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "distill", "teacher", "--set", "teacher.optimiser.lr=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_LIMIT_S,
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr == ("onestep-distill: --set teacher.optimiser.lr: no section 'optimiser'\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "--data", "gone.parquet"), "data.path: no Parquet file at gone.parquet"),
+        (("teacher", "--out", "run"), "no autoencoder at run/autoencoder/model: run `onestep-"),
+        (("export", "--out", "run"), "no student in run: run `onestep-distill train` first"),
+        (("evaluate", "--out", "run", "--features", "a.npz"), "--features: no file at a.npz"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--preset", "shapes_tiny"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"onestep-distill: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_autoencoder_learns(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("autoencoder.optimizer.iterations=30", "sample_every=1000")
+    assert main(_arguments("autoencoder", run, *settings)) == 0
+    losses = [line["loss"] for line in _metrics(run / "autoencoder")]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    # Its config tells the later stages how to scale latents to about unit variance.
+    codec = Codec.load(run / "autoencoder" / "model")
+    assert codec.scale > 0
+    assert codec.scale != 1.0
+
+
+def test_the_data_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--preset", "shapes_tiny", "--set", "data.num_shapes=30"]) == 0
+    out = capsys.readouterr().out
+    assert "30 pictures read, 0 rows skipped" in out
+    assert "30 chosen, 30 concepts, 90 captions" in out
+
+
+def test_the_run_is_judged(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stages, "TEACHER_STEPS", (1, 2))  # fifty steps judge no better
+    run = tmp_path / "run"
+    run.mkdir()
+    for folder in STAGE_FOLDERS.values():
+        (run / folder).symlink_to(finished / folder)
+    np.savez(tmp_path / "judge.npz", **squeezenet_arrays())
+    arguments = _arguments("evaluate", run, "data.num_shapes=5")
+    assert main([*arguments, "--features", str(tmp_path / "judge.npz")]) == 0
+    table = capsys.readouterr().out
+    scores = json.loads((run / "evaluation.json").read_text())
+    samplers = {score["sampler"] for score in scores}
+    assert {"student, 1 step", "student, 4 steps", "teacher, 1 step", "teacher, 2 steps"} <= (
+        samplers
+    )
+    for score in scores:
+        assert f"| {score['sampler']} |" in table
+        assert score["num_prompts"] == 5
+        assert np.isfinite(score["frechet_distance"])
+        assert 0 <= score["top1"] <= score["top5"] <= 1
+        # Five concepts in all, so the fifth guess is always among them.
+        assert score["top5"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path) -> Path:
+    bundle = finished.parent / "bundle"
+    assert engines_main(["export", str(finished / "export"), "--out", str(bundle)]) == 0
+    return bundle
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_what_is_served_is_what_was_judged(finished: Path, exported: Path, num_steps: int) -> None:
+    prompts, seeds = ["a red circle", "blue ring above green square", "", "Zug 9!"], [0, 1, 2, 3]
+    pipeline = Pipeline.load(exported)
+    served = pipeline.generate(prompts, seeds, width=32, height=32, steps=num_steps).images_BHWC
+
+    config, student = tiny_config(), finished / "student" / "model"
+    codec = Codec.load(finished / "autoencoder" / "model")
+    latents_BChw = sample_student(
+        load_unet(student).eval(),
+        TextEncoder.load(student).eval(),
+        Diffusion.create(config.teacher.schedule, config.teacher.prediction_type),
+        prompts,
+        seeds,
+        (4, 8, 8),
+        pipeline.spec.student_timesteps[num_steps],
+    )
+    drawn = to_uint8(codec.decode(latents_BChw))
+    difference = np.abs(served.astype(int) - drawn.astype(int))
+    assert difference.mean() <= 1
+    assert difference.max() <= 8
+    # The pictures are pictures: neither one grey plane nor all the same.
+    assert drawn.std() > 4
+    assert np.abs(drawn[0].astype(int) - drawn[1].astype(int)).mean() > 2
