@@ -461,9 +461,9 @@ def _build(kind: Any, plain: Any, where: str) -> Any:
 
 
 def _scalar(kind: Any, plain: Any, where: str) -> Any:
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
     allowed = get_args(kind) or (kind,)
+    if float in allowed and type(plain) is int:
+        return float(plain)
     if type(plain) not in allowed:
         names = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
         raise ConfigError(f"{where[:-1]} must be {names}, got {plain!r}")

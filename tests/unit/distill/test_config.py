@@ -27,6 +27,13 @@ def test_json_keeps_what_was_set() -> None:
     assert isinstance(again.teacher.ema_decay, float)
 
 
+def test_a_whole_number_may_stand_for_a_fraction_or_nothing() -> None:
+    config = override(shapes_tiny(), ["student.adversarial_share=1"])
+    assert config.student.adversarial_share == 1.0
+    assert isinstance(config.student.adversarial_share, float)
+    assert override(config, ["student.adversarial_share=null"]).student.adversarial_share is None
+
+
 def test_the_last_of_two_assignments_holds() -> None:
     assert override(shapes_tiny(), ["seed=1", "seed=2"]).seed == 2
 

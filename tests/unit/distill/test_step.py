@@ -140,6 +140,15 @@ def test_the_gradient_is_that_of_the_summed_losses(networks: Networks, space: st
         torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-3)
 
 
+def test_the_adversarial_gradient_is_held_at_its_share(networks: Networks) -> None:
+    config = tiny_config(
+        "student.adversarial_share=0.25", "student.lambda_adversarial=1000.0"
+    ).student
+    metrics = distill_step(networks, config, tiny_sample(), _optimizers(networks), bf16=False)
+    assert metrics["grad_adversarial"] == pytest.approx(0.25 * metrics["grad_distill"], rel=1e-4)
+    assert metrics["grad_distill"] > 0
+
+
 def test_a_loss_of_weight_zero_is_not_reported(networks: Networks) -> None:
     sample, optimizers = tiny_sample(), _optimizers(networks)
     metrics = distill_step(networks, tiny_config().student, sample, optimizers, bf16=False)
