@@ -18,8 +18,9 @@ from diffusers import AutoencoderDC
 from torch import nn
 from torch.nn import functional
 
-from distill.config import AutoencoderConfig, ConfigError
+from distill.config import AutoencoderConfig, ConfigError, RunConfig
 from distill.dataset import Pictures, to_model_range, to_uint8
+from distill.device import half_precision, pick_device
 from distill.grid import grid_image
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
@@ -51,7 +52,7 @@ class Codec:
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
 
     @classmethod
-    def load(cls, folder: Path) -> Codec:
+    def load(cls, folder: Path, device: torch.device | None = None) -> Codec:
         """Read a diffusers autoencoder folder; the class is the one its config names.
 
         Raises:
@@ -63,7 +64,13 @@ class Codec:
         name = json.loads(path.read_text())["_class_name"]
         if not hasattr(diffusers, name):
             raise ConfigError(f"{path}: diffusers has no class {name!r}")
-        return cls(getattr(diffusers, name).from_pretrained(folder, local_files_only=True))
+        model = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+        return cls(model.to(device or torch.device("cpu")))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
 
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""
@@ -90,7 +97,12 @@ def raw_encode(model: Any, images_BCHW: torch.Tensor) -> torch.Tensor:
 def encode_all(codec: Codec, pictures: Pictures, batch_size: int = 64) -> torch.Tensor:
     """Latents of every picture, latents_NChw float32."""
     images = torch.from_numpy(pictures.images_NHWC)
-    return torch.cat([codec.encode(to_model_range(b)).float() for b in images.split(batch_size)])
+    return torch.cat(
+        [
+            codec.encode(to_model_range(batch.to(codec.device))).float()
+            for batch in images.split(batch_size)
+        ]
+    )
 
 
 class AutoencoderTrainer:
@@ -98,14 +110,16 @@ class AutoencoderTrainer:
 
     name = "autoencoder"
 
-    def __init__(self, config: AutoencoderConfig, pictures: Pictures, *, bf16: bool) -> None:
+    def __init__(self, run: RunConfig, pictures: Pictures) -> None:
         """Build the model and its optimizer; every picture is used, whatever its concept."""
+        config = run.autoencoder
         self.config = config
         self.optimizer = config.optimizer
-        self.model = build_autoencoder(config)
-        self._images = torch.from_numpy(pictures.images_NHWC)
+        self.device = pick_device(run.device)
+        self.model = build_autoencoder(config).to(self.device)
+        self._images = torch.from_numpy(pictures.images_NHWC).to(self.device)
         self._probe = self._images[:: max(1, len(pictures) // 16)][:16]
-        self._bf16 = bf16
+        self._bf16 = run.bf16
         self._adam = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.optimizer.lr,
@@ -133,7 +147,7 @@ class AutoencoderTrainer:
         images_BCHW = self._draw_crops()
         for group in self._adam.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+        with half_precision(self.device, enabled=self._bf16):
             latents_BChw = raw_encode(self.model, images_BCHW)
             rms = latents_BChw.detach().float().pow(2).mean().sqrt()
             noise = torch.randn_like(latents_BChw) * (self.config.latent_noise * rms)
@@ -152,7 +166,9 @@ class AutoencoderTrainer:
         """Originals and their reconstructions, side by side in rows of eight."""
         images_BCHW = to_model_range(self._probe)
         decoded = to_uint8(self.model.decode(raw_encode(self.model, images_BCHW)).sample)
-        rows = [np.concatenate([o, d]) for o, d in zip(self._probe.numpy(), decoded, strict=True)]
+        rows = [
+            np.concatenate([o, d]) for o, d in zip(self._probe.cpu().numpy(), decoded, strict=True)
+        ]
         return grid_image(np.stack(rows), num_columns=8)
 
     def state_dict(self) -> dict[str, Any]:

@@ -205,6 +205,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     seed: int = 0
+    device: str = "auto"
     num_threads: int = 0
     bf16: bool = True
     snapshot_every_s: float = 120.0

@@ -194,5 +194,5 @@ def to_model_range(images_BHWC: torch.Tensor) -> torch.Tensor:
 def to_uint8(images_BCHW: torch.Tensor) -> NDArray[np.uint8]:
     """Float BCHW in [-1, 1] to uint8 BHWC in 0..255, rounded and clamped."""
     scaled = images_BCHW.float().add(1.0).mul(127.5).round().clamp(0, 255)
-    array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
     return array

@@ -28,12 +28,17 @@ class Diffusion:
     is_input_pure_noise: bool
 
     @classmethod
-    def create(cls, spec: ScheduleSpec, prediction_type: PredictionType) -> Diffusion:
-        """Build from the schedule that model.json will carry."""
+    def create(
+        cls,
+        spec: ScheduleSpec,
+        prediction_type: PredictionType,
+        device: torch.device | None = None,
+    ) -> Diffusion:
+        """Build from the schedule that model.json will carry; the CPU is the default device."""
         table = Schedule.from_spec(spec)
         return cls(
-            torch.from_numpy(table.alphas).float(),
-            torch.from_numpy(table.sigmas).float(),
+            torch.from_numpy(table.alphas).float().to(device),
+            torch.from_numpy(table.sigmas).float().to(device),
             prediction_type,
             table.is_input_pure_noise,
         )
@@ -42,6 +47,11 @@ class Diffusion:
     def num_timesteps(self) -> int:
         """Length of the schedule."""
         return len(self.alphas_T)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables lie, and the timesteps that index them must."""
+        return self.alphas_T.device
 
     def scales(self, timestep_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_t and sigma_t, each (B, 1, 1, 1)."""
@@ -52,7 +62,8 @@ class Diffusion:
         """Random timesteps, uniform for shift 1, towards noise above. Source: arXiv:2403.03206."""
         uniform_B = torch.rand(num)
         shifted_B = shift * uniform_B / (1 + (shift - 1) * uniform_B)
-        return (shifted_B * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+        timestep_B = (shifted_B * self.num_timesteps).long().clamp_max(self.num_timesteps - 1)
+        return timestep_B.to(self.device)
 
     def add_noise(
         self, latents_BChw: torch.Tensor, noise_BChw: torch.Tensor, timestep_B: torch.Tensor

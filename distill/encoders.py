@@ -153,8 +153,8 @@ class TextEncoder(nn.Module):
         self.model.save_pretrained(folder / "text_encoder")
 
     def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
-        """input_ids_BL int64."""
-        return torch.from_numpy(self._tokenizer.encode(prompts))
+        """input_ids_BL int64, where the model lies."""
+        return torch.from_numpy(self._tokenizer.encode(prompts)).to(self.model.device)
 
     def forward(self, input_ids_BL: torch.Tensor) -> torch.Tensor:
         """text_embeds_BLD, after the model's final layer norm."""

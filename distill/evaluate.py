@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from distill.dataset import Pictures
+from distill.device import half_precision
 from distill.metrics import SqueezeNet, frechet_distance, retrieval_ranks
 
 Draw = Callable[[Sequence[str], Sequence[int]], NDArray[np.uint8]]
@@ -171,11 +172,11 @@ def as_json(scores: Sequence[Score]) -> list[dict[str, object]]:
     return [asdict(score) for score in scores]
 
 
-def in_bf16(draw: Draw, *, enabled: bool) -> Draw:
+def in_bf16(draw: Draw, device: torch.device, *, enabled: bool) -> Draw:
     """Run a sampler under bf16 autocast, as it was trained."""
 
     def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        with half_precision(device, enabled=enabled):
             return draw(prompts, seeds)
 
     return drawn

@@ -85,7 +85,7 @@ class FolderFeatures:
         folder = Path(config.folder or "")
         if not (folder / "config.json").is_file():
             raise ConfigError(f"student.discriminator.folder: no model at {folder}")
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True)
+        self._model = AutoModel.from_pretrained(folder, local_files_only=True).to(codec.device)
         self._model.eval().requires_grad_(False)
         num_layers = self._model.config.num_hidden_layers
         if not config.hooks or not all(0 <= hook < num_layers for hook in config.hooks):
@@ -96,8 +96,8 @@ class FolderFeatures:
         self._side_px = max(patch, config.input_size_px // patch * patch)
         self._cells = self._side_px // patch
         self.channels = (int(self._model.config.hidden_size),) * (len(config.hooks) + 1)
-        self._mean = torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1)
-        self._std = torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1)
+        self._mean = torch.tensor(_IMAGENET_MEAN, device=codec.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(_IMAGENET_STD, device=codec.device).view(1, 3, 1, 1)
 
     def __call__(
         self, latents_BChw: torch.Tensor, text_embeds_BLD: torch.Tensor, timestep_B: torch.Tensor

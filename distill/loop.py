@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from distill.checkpoint import SNAPSHOT_FILE, CheckpointError, load_snapshot, save_snapshot
 from distill.config import ConfigError, OptimizerConfig, RunConfig
+from distill.device import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Trainer(Protocol):
 
     name: str
     optimizer: OptimizerConfig
+    device: torch.device
 
     def iterate(self, lr_scale: float) -> Mapping[str, float]:
         """Take one batch through one optimizer step; return metrics."""
@@ -137,7 +139,7 @@ def run_training(trainer: Trainer, folder: Path, config: RunConfig, *, resume: b
         if state.get("name") != trainer.name:
             raise CheckpointError(f"{folder / SNAPSHOT_FILE} belongs to {state.get('name')!r}")
         trainer.load_state_dict(state["trainer"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["random"], trainer.device)
         start = int(state["iteration"])
     _cut_metrics(folder / "metrics.jsonl", start)
     total = trainer.optimizer.iterations
@@ -148,7 +150,7 @@ def run_training(trainer: Trainer, folder: Path, config: RunConfig, *, resume: b
             {
                 "name": trainer.name,
                 "iteration": iteration,
-                "rng": torch.get_rng_state(),
+                "random": random_state(trainer.device),
                 "trainer": trainer.state_dict(),
             },
         )

@@ -45,11 +45,11 @@ def sample_teacher(
     """
     text_embeds_BLD = text(text.tokens(prompts))
     empty_BLD = text(text.tokens([""] * len(prompts))) if guidance != 1.0 else None
-    latents_BChw = torch.from_numpy(unit_noise(seeds, shape))
+    latents_BChw = torch.from_numpy(unit_noise(seeds, shape)).to(diffusion.device)
     denoised_BChw = latents_BChw
     timesteps = teacher_timesteps(diffusion.num_timesteps, num_steps)
     for i, timestep in enumerate(timesteps):
-        timestep_B = torch.full((len(prompts),), timestep)
+        timestep_B = torch.full((len(prompts),), timestep, device=diffusion.device)
         prediction_BChw = unet(latents_BChw, timestep_B, text_embeds_BLD).sample
         if empty_BLD is not None:
             free_BChw = unet(latents_BChw, timestep_B, empty_BLD).sample
@@ -58,7 +58,9 @@ def sample_teacher(
         if i + 1 < len(timesteps):
             alpha, sigma = diffusion.scales(timestep_B)
             noise_BChw = (latents_BChw - alpha * denoised_BChw) / sigma
-            alpha, sigma = diffusion.scales(torch.full((len(prompts),), timesteps[i + 1]))
+            alpha, sigma = diffusion.scales(
+                torch.full((len(prompts),), timesteps[i + 1], device=diffusion.device)
+            )
             latents_BChw = alpha * denoised_BChw + sigma * noise_BChw
     return denoised_BChw
 
@@ -79,11 +81,11 @@ def sample_student(
         latents_BChw, float32, scaled.
     """
     text_embeds_BLD = text(text.tokens(prompts))
-    latents_BChw = torch.from_numpy(unit_noise(seeds, shape))
+    latents_BChw = torch.from_numpy(unit_noise(seeds, shape)).to(diffusion.device)
     for step, timestep in enumerate(timesteps):
-        timestep_B = torch.full((len(prompts),), timestep)
+        timestep_B = torch.full((len(prompts),), timestep, device=diffusion.device)
         if step:
-            noise_BChw = torch.from_numpy(unit_noise(seeds, shape, step))
+            noise_BChw = torch.from_numpy(unit_noise(seeds, shape, step)).to(diffusion.device)
             latents_BChw = diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
         prediction_BChw = unet(latents_BChw, timestep_B, text_embeds_BLD).sample
         latents_BChw = diffusion.denoised(prediction_BChw, latents_BChw, timestep_B)

@@ -17,6 +17,7 @@ from distill.autoencoder import AutoencoderTrainer, Codec
 from distill.checkpoint import CheckpointError
 from distill.config import RunConfig
 from distill.dataset import Pictures, filter_pictures, load_heldout, load_pictures, to_uint8
+from distill.device import pick_device
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
 from distill.evaluate import (
@@ -66,16 +67,16 @@ def _selected(config: RunConfig) -> Pictures:
 
 
 def _autoencoder_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    return AutoencoderTrainer(config.autoencoder, load_pictures(config.data), bf16=config.bf16)
+    return AutoencoderTrainer(config, load_pictures(config.data))
 
 
 def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    codec = Codec.load(run_folder / "autoencoder" / "model")
+    codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
     return TeacherTrainer(config, codec, _selected(config))
 
 
 def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    codec = Codec.load(run_folder / "autoencoder" / "model")
+    codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
     return StudentTrainer(config, codec, run_folder / "teacher" / "model", _selected(config))
 
 
@@ -116,7 +117,9 @@ def _samplers(
     config: RunConfig, run_folder: Path, codec: Codec, shape: tuple[int, int, int]
 ) -> dict[str, Draw]:
     """Student at each of its numbers of steps, teacher at the steps that the report compares."""
-    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+    diffusion = Diffusion.create(
+        config.teacher.schedule, config.teacher.prediction_type, codec.device
+    )
 
     def pictures_of(
         sampler: Callable[..., torch.Tensor], prompts: Sequence[str], seeds: Sequence[int]
@@ -125,11 +128,11 @@ def _samplers(
             return to_uint8(codec.decode(sampler(prompts=prompts, seeds=seeds)))
 
     student_folder = run_folder / "student" / "model"
-    student = load_unet(student_folder).eval()
-    student_text = TextEncoder.load(student_folder).eval()
+    student = load_unet(student_folder, codec.device).eval()
+    student_text = TextEncoder.load(student_folder).to(codec.device).eval()
     teacher_folder = run_folder / "teacher" / "model"
-    teacher = load_unet(teacher_folder).eval()
-    teacher_text = TextEncoder.load(teacher_folder).eval()
+    teacher = load_unet(teacher_folder, codec.device).eval()
+    teacher_text = TextEncoder.load(teacher_folder).to(codec.device).eval()
     samplers: dict[str, Draw] = {}
     for num_steps, timesteps in timesteps_by_steps(config.student.timesteps).items():
         drawn = partial(
@@ -146,12 +149,12 @@ def _samplers(
 
 def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     network = SqueezeNet(args.features)
-    codec = Codec.load(run_folder / "autoencoder" / "model")
+    codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
     pictures, heldout = _selected(config), load_heldout(config.data)
     cells = config.data.image_size_px // config.autoencoder.downscale
     shape = (config.autoencoder.latent_channels, cells, cells)
     samplers = {
-        name: in_bf16(draw, enabled=config.bf16)
+        name: in_bf16(draw, codec.device, enabled=config.bf16)
         for name, draw in _samplers(config, run_folder, codec, shape).items()
     }
     scores = evaluate(samplers, prompt_sets(pictures, heldout), Judge(network, pictures, heldout))

@@ -14,6 +14,7 @@ from torch import nn
 
 from distill.autoencoder import Codec
 from distill.config import StudentConfig
+from distill.device import half_precision
 from distill.diffusion import Diffusion
 from distill.discriminator import Discriminator
 from distill.features import Features
@@ -57,7 +58,7 @@ def denoise_with_student(networks: Networks, config: StudentConfig, sample: Samp
     num = len(sample.latents_BChw)
     weights = torch.tensor(config.timestep_weights)
     chosen_B = torch.multinomial(weights, num, replacement=True)
-    timestep_B = torch.tensor(config.timesteps)[chosen_B]
+    timestep_B = torch.tensor(config.timesteps)[chosen_B].to(networks.diffusion.device)
     noise_BChw = torch.randn_like(sample.latents_BChw)
     noisy_BChw = networks.diffusion.add_noise(sample.latents_BChw, noise_BChw, timestep_B)
     prediction_BChw = networks.student(noisy_BChw, timestep_B, sample.text_embeds_BLD).sample
@@ -71,14 +72,14 @@ def teacher_target(
     """The teacher's x0 for the student's noised again, one step, and c(t)."""
     num = len(fake_BChw)
     low, high = config.teacher_timesteps
-    timestep_B = torch.randint(low, high + 1, (num,))
+    timestep_B = torch.randint(low, high + 1, (num,)).to(networks.diffusion.device)
     noisy_BChw = networks.diffusion.add_noise(fake_BChw, torch.randn_like(fake_BChw), timestep_B)
     prediction_BChw = networks.teacher(noisy_BChw, timestep_B, sample.text_embeds_BLD).sample
     if config.teacher_guidance != 1.0:
         free_BChw = networks.teacher(noisy_BChw, timestep_B, sample.empty_embeds_BLD).sample
         prediction_BChw = free_BChw + config.teacher_guidance * (prediction_BChw - free_BChw)
     target_BChw = networks.diffusion.denoised(prediction_BChw, noisy_BChw, timestep_B)
-    weight_B = torch.ones(num)
+    weight_B = torch.ones(num, device=networks.diffusion.device)
     if config.distill_weight == "exponential":
         weight_B = networks.diffusion.alphas_T[timestep_B]
     return target_BChw, weight_B
@@ -168,9 +169,10 @@ def distill_step(
     """
     low, high = config.discriminator.noise_timesteps
     level_B = torch.randint(low, high + 1, (len(sample.latents_BChw),))
+    level_B = level_B.to(networks.diffusion.device)
     text = sample.text_embeds_BLD
     optimizers.student.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with half_precision(networks.diffusion.device, enabled=bf16):
         fake_BChw = denoise_with_student(networks, config, sample)
         fake_features = networks.features(fake_BChw, text, level_B)
         with torch.no_grad():
@@ -182,7 +184,7 @@ def distill_step(
         text[:, -1].float(),
         optimizers.discriminator,
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with half_precision(networks.diffusion.device, enabled=bf16):
         metrics |= generator_phase(networks, config, sample, fake_BChw, fake_features)
     norm = nn.utils.clip_grad_norm_(networks.student.parameters(), optimizers.grad_clip)
     is_finite = bool(torch.isfinite(norm))

@@ -60,15 +60,18 @@ class StudentTrainer:
         self.run = config
         self.config: StudentConfig = config.student
         self.optimizer = config.student.optimizer
-        self.text = TextEncoder.load(teacher_folder)
+        self.device = codec.device
+        self.text = TextEncoder.load(teacher_folder).to(self.device)
         freeze(self.text)
-        teacher = load_unet(teacher_folder)
+        teacher = load_unet(teacher_folder, self.device)
         self.student = copy.deepcopy(teacher).train()
         freeze(teacher)
-        diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+        diffusion = Diffusion.create(
+            config.teacher.schedule, config.teacher.prediction_type, self.device
+        )
         disc = config.student.discriminator
         features = build_features(disc, teacher, diffusion, codec)
-        heads = Discriminator(features.channels, config.text.width, disc.head_width)
+        heads = Discriminator(features.channels, config.text.width, disc.head_width).to(self.device)
         self.networks = Networks(self.student, teacher, heads, features, codec, diffusion)
         self.ema = Ema(self.student, config.student.ema_decay)
         self.latents = CaptionedLatents(codec, self.text, pictures)

@@ -17,6 +17,7 @@ from distill.autoencoder import Codec, encode_all
 from distill.checkpoint import Ema, averaged
 from distill.config import ConfigError, RunConfig, TeacherConfig, TextConfig, UnetConfig
 from distill.dataset import Pictures, probe_prompts, to_uint8
+from distill.device import half_precision
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
 from distill.grid import grid_image
@@ -46,7 +47,7 @@ def build_unet(config: UnetConfig, latent_channels: int, text: TextConfig) -> UN
     )
 
 
-def load_unet(folder: Path) -> UNet2DConditionModel:
+def load_unet(folder: Path, device: torch.device | None = None) -> UNet2DConditionModel:
     """Read `folder`/unet.
 
     Raises:
@@ -56,17 +57,18 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
         raise ConfigError(f"no teacher in {folder}: run `onestep-distill teacher` first")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
     unet.register_to_config(_name_or_path="")  # else the student's config tells where it lay
-    return use_plain_attention(unet)
+    return to_device(unet, device or torch.device("cpu"))
 
 
-def use_plain_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Spell attention out in matrix products.
+def to_device(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
+    """Move a UNet; on a CPU its attention is spelt out in matrix products.
 
     At a few hundred latent cells the fused kernel's backward pass on a CPU takes a quarter of a
-    training step; the plain products take a tenth of that.
+    training step; the plain products take a tenth of that. A GPU keeps the fused kernel.
     """
-    unet.set_attn_processor(AttnProcessor())
-    return unet
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    return unet.to(device)
 
 
 class CaptionedLatents:
@@ -91,13 +93,14 @@ class CaptionedLatents:
         """latents_BChw and input_ids_BL; a caption is emptied with probability `dropout`."""
         which_B, caption_B = self._draw_indices(num)
         ids_BL = self._ids_ML[caption_B].clone()
-        ids_BL[torch.rand(num) < dropout] = self._empty_L
+        ids_BL[torch.rand(num).to(ids_BL.device) < dropout] = self._empty_L
         return self.latents_NChw[which_B], ids_BL
 
     def _draw_indices(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
         which_B = torch.randint(len(self.latents_NChw), (num,))
         offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
-        return which_B, self._first_N[which_B] + offset_B
+        where = self.latents_NChw.device
+        return which_B.to(where), (self._first_N[which_B] + offset_B).to(where)
 
     @torch.no_grad()
     def embed_captions(self, text: TextEncoder) -> None:
@@ -129,9 +132,14 @@ class TeacherTrainer:
         captions = [c for texts in pictures.captions for c in texts]
         self.text = TextEncoder.create(captions, config.text)
         latent_channels = config.autoencoder.latent_channels
-        self.unet = use_plain_attention(build_unet(config.unet, latent_channels, config.text))
+        self.device = codec.device
+        self.text.to(self.device)
+        unet = build_unet(config.unet, latent_channels, config.text)
+        self.unet = to_device(unet, self.device)
         self.models = nn.ModuleDict({"unet": self.unet, "text": self.text})
-        self.diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+        self.diffusion = Diffusion.create(
+            config.teacher.schedule, config.teacher.prediction_type, self.device
+        )
         self.latents = CaptionedLatents(codec, self.text, pictures)
         self._prompts = probe_prompts(pictures, 12)
         self._bf16 = config.bf16
@@ -156,7 +164,7 @@ class TeacherTrainer:
         noisy_BChw = self.diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
         for group in self._adam.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+        with half_precision(self.device, enabled=self._bf16):
             prediction_BChw = self.unet(noisy_BChw, timestep_B, self.text(ids_BL)).sample
         target_BChw = self.diffusion.target(latents_BChw, noise_BChw, timestep_B)
         loss = (prediction_BChw.float() - target_BChw).pow(2).mean()
