@@ -70,7 +70,8 @@ class Codec:
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""
