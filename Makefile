@@ -52,7 +52,7 @@ imports: $(VENV)/.dev  ## Check which module may import which.
 bench: $(VENV)/.base  ## Measure engine and service under load and print the table.
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench_service.py --model $(MODEL) $(ARGS)
 
-distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --run runs/NAME".
+distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --out runs/NAME".
 	$(BIN)/onestep-distill train $(ARGS)
 
 export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/export --out models/NAME".

@@ -156,6 +156,8 @@ def student_spec(config: RunConfig, codec: Codec, text: TextEncoder) -> ModelSpe
     names = config.data.concepts[:: max(1, len(config.data.concepts) // 12)][:12]
     return ModelSpec(
         name=config.name,
+        description=config.description,
+        license=config.license,
         prediction_type=config.teacher.prediction_type,
         schedule=config.teacher.schedule,
         student_timesteps=timesteps_by_steps(config.student.timesteps),

@@ -27,7 +27,7 @@ from engines.tokenizer import tokenizer_path
 OPSET = 20
 _EXAMPLE_BATCH = 2  # the tracer would take a batch of one for a constant
 _MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit for one file
-_COPIED = ("README.md", "grid.png")
+_COPIED = ("README.md", "grid.png", "training.json", "evaluation.json")
 _TOKENIZER_FILE = "tokenizer.json"
 Report = Callable[[str], None]
 
@@ -36,7 +36,8 @@ def export_bundle(source: Path, bundle: Path, *, report: Report = lambda line: N
     """Write `bundle` from the torch folder `source` and return its spec.
 
     Args:
-        source: model.json, tokenizer, text_encoder, unet, vae; README.md and grid.png go along.
+        source: model.json, tokenizer, text_encoder, unet, vae; the model card, its grid and
+            the records of training and evaluation go along.
         bundle: folder to write; an older bundle there is replaced once the new one is whole.
         report: called with a line of progress before each long part.
 
