@@ -380,8 +380,39 @@ def emoji_cpu() -> RunConfig:
     )
 
 
+def emoji_gpu() -> RunConfig:
+    """The whole emoji set in its five styles, for one GPU; no run of it has been measured yet."""
+    return RunConfig(
+        name="emoji",
+        description="1,517 emoji in five styles, 128 px, drawn in one step",
+        license="Apache-2.0",
+        data=DataConfig(path="emoji_train.parquet"),
+        autoencoder=AutoencoderConfig(
+            optimizer=OptimizerConfig(lr=2e-3, batch_size=64, iterations=10000)
+        ),
+        text=TextConfig(max_tokens=24),
+        unet=UnetConfig(block_out_channels=(64, 160, 224), time_scale_shift="scale_shift"),
+        teacher=TeacherConfig(
+            timestep_shift=3.0,
+            optimizer=OptimizerConfig(
+                lr=1e-3, batch_size=128, warmup_iterations=500, iterations=40000
+            ),
+        ),
+        student=StudentConfig(
+            timestep_weights=(5.0, 1.0, 1.0, 1.0),
+            adversarial_share=0.5,
+            lambda_reconstruct=1.0,
+            discriminator=DiscriminatorConfig(noise_timesteps=(0, 400)),
+            optimizer=OptimizerConfig(
+                lr=3e-4, beta1=0.5, batch_size=64, warmup_iterations=500, iterations=20000
+            ),
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "emoji_cpu": emoji_cpu,
+    "emoji_gpu": emoji_gpu,
     "shapes_tiny": shapes_tiny,
 }
 
