@@ -7,7 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from distill.config import PRESETS, ConfigError, RunConfig, override, preset
+from distill.config import ConfigError, RunConfig, override
+from distill.presets import PRESETS, preset
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, presets as functions, overrides, JSON.
+"""What a run is: frozen dataclasses, overrides, JSON.
 
 Owns every number that a training can be told. The saved config.json of a run folder is one
 `RunConfig`, so that a run can be read, repeated and resumed. Knows neither torch nor disk.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from distill.concepts import EMOJI_CONCEPTS, EMOJI_STYLES
 from engines.spec import PredictionType, ScheduleSpec
 
 DistillWeight = Literal["exponential", "none"]
@@ -321,111 +320,6 @@ class RunConfig:
         """Read config.json back."""
         config: RunConfig = _build(cls, json.loads(text), "")
         return config
-
-
-def shapes_tiny() -> RunConfig:
-    """A few seconds on a CPU: every part of the path on drawn shapes, for tests and first looks."""
-    few = OptimizerConfig(batch_size=4, iterations=4, warmup_iterations=1)
-    return RunConfig(
-        name="shapes",
-        data=DataConfig(path="shapes", image_size_px=32, num_shapes=48),
-        autoencoder=AutoencoderConfig(
-            latent_channels=4,
-            block_out_channels=(8, 16, 32),
-            encoder_layers=(0, 1, 1),
-            decoder_layers=(0, 1, 1),
-            crop_px=32,
-            optimizer=few,
-        ),
-        text=TextConfig(vocab_size=600, max_tokens=16, width=32, num_layers=1, num_heads=2),
-        unet=UnetConfig(
-            block_out_channels=(32, 64), attention=(False, True), head_width=16, norm_num_groups=8
-        ),
-        teacher=TeacherConfig(optimizer=few, ema_decay=0.9),
-        student=StudentConfig(optimizer=few, ema_decay=0.9),
-        bf16=False,
-        report_every=1,
-        sample_every=4,
-    )
-
-
-def emoji_cpu() -> RunConfig:
-    """The bundled model: emoji at 128 px, an hour and a half on one CPU core with bf16 units."""
-    return RunConfig(
-        name="emoji",
-        description="151 emoji in two styles, 128 px, drawn in one step",
-        license="Apache-2.0",
-        data=DataConfig(
-            path="emoji_train.parquet",
-            styles=EMOJI_STYLES,
-            concepts=EMOJI_CONCEPTS,
-            captions_name_concept=True,
-        ),
-        autoencoder=AutoencoderConfig(optimizer=OptimizerConfig(lr=2e-3, iterations=4500)),
-        text=TextConfig(max_tokens=24),
-        unet=UnetConfig(block_out_channels=(64, 160, 224), time_scale_shift="scale_shift"),
-        teacher=TeacherConfig(
-            timestep_shift=3.0,
-            optimizer=OptimizerConfig(lr=1e-3, warmup_iterations=200, iterations=4500),
-        ),
-        student=StudentConfig(
-            timestep_weights=(5.0, 1.0, 1.0, 1.0),
-            distill_space="latent",
-            adversarial_share=0.5,
-            lambda_reconstruct=1.0,
-            discriminator=DiscriminatorConfig(noise_timesteps=(50, 700)),
-            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=2300),
-        ),
-        num_threads=1,
-    )
-
-
-def emoji_gpu() -> RunConfig:
-    """The whole emoji set in its five styles, for one GPU; no run of it has been measured yet."""
-    return RunConfig(
-        name="emoji",
-        description="1,517 emoji in five styles, 128 px, drawn in one step",
-        license="Apache-2.0",
-        data=DataConfig(path="emoji_train.parquet"),
-        autoencoder=AutoencoderConfig(
-            optimizer=OptimizerConfig(lr=2e-3, batch_size=64, iterations=10000)
-        ),
-        text=TextConfig(max_tokens=24),
-        unet=UnetConfig(block_out_channels=(64, 160, 224), time_scale_shift="scale_shift"),
-        teacher=TeacherConfig(
-            timestep_shift=3.0,
-            optimizer=OptimizerConfig(
-                lr=1e-3, batch_size=128, warmup_iterations=500, iterations=40000
-            ),
-        ),
-        student=StudentConfig(
-            timestep_weights=(5.0, 1.0, 1.0, 1.0),
-            adversarial_share=0.5,
-            lambda_reconstruct=1.0,
-            discriminator=DiscriminatorConfig(noise_timesteps=(0, 400)),
-            optimizer=OptimizerConfig(
-                lr=3e-4, beta1=0.5, batch_size=64, warmup_iterations=500, iterations=20000
-            ),
-        ),
-    )
-
-
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "emoji_cpu": emoji_cpu,
-    "emoji_gpu": emoji_gpu,
-    "shapes_tiny": shapes_tiny,
-}
-
-
-def preset(name: str) -> RunConfig:
-    """Return a preset by name.
-
-    Raises:
-        ConfigError: no preset has that name.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}: choose one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]()
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:

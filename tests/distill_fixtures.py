@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distill.autoencoder import Codec, build_autoencoder
-from distill.config import RunConfig, override, shapes_tiny
+from distill.config import RunConfig, override
 from distill.dataset import Pictures, load_pictures
 from distill.diffusion import Diffusion
 from distill.discriminator import Discriminator
 from distill.encoders import TextEncoder
 from distill.features import TeacherFeatures, freeze
+from distill.presets import shapes_tiny
 from distill.step import Networks, Sample
 from distill.teacher import build_unet
 

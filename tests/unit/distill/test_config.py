@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from distill.config import PRESETS, ConfigError, RunConfig, override, preset, shapes_tiny
+from distill.config import ConfigError, RunConfig, override
+from distill.presets import PRESETS, preset, shapes_tiny
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -39,7 +40,9 @@ def test_the_last_of_two_assignments_holds() -> None:
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'faces': choose one of emoji_cpu, shapes_tiny"):
+    with pytest.raises(
+        ConfigError, match="'faces': choose one of emoji_cpu, emoji_gpu"
+    ):
         preset("faces")
 
 

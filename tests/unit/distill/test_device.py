@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.config import ConfigError, override, preset
+from distill.config import ConfigError, override
 from distill.device import half_precision, pick_device, random_state, set_random_state
+from distill.presets import preset
 
 CPU = torch.device("cpu")
 
