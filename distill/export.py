@@ -55,7 +55,7 @@ def export_student(config: RunConfig, run: Path, out: Path) -> None:
     scheduler_for(config.teacher.schedule, config.teacher.prediction_type).save_pretrained(
         partial / "scheduler"
     )
-    for name in ("README.md", "grid.png", "evaluation.json"):
+    for name in ("README.md", "grid.webp", "evaluation.json"):
         if (run / name).is_file():
             shutil.copy(run / name, partial / name)
     (partial / "training.json").write_text(config.to_json())

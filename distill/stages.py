@@ -162,8 +162,8 @@ def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> 
     print(markdown_table(scores))
     prompts = one_prompt_per_concept(pictures)
     images = draw_all(next(iter(samplers.values())), prompts)
-    grid_image(images, num_columns=12).save(run_folder / "grid.png", optimize=True)
-    print(f"{len(prompts)} concepts in one step, seeds 0, 1, 2, ...: {run_folder / 'grid.png'}")
+    grid_image(images, num_columns=12).save(run_folder / "grid.webp", quality=90)
+    print(f"{len(prompts)} concepts in one step, seeds 0, 1, 2, ...: {run_folder / 'grid.webp'}")
     return 0
 
 

@@ -44,7 +44,7 @@ def many_sizes_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     source = tmp_path_factory.mktemp("sizes") / "source"
     write_tiny_torch_folder(source, tiny_spec(sizes_px=((64, 64), (128, 64))))
-    (source / "grid.png").write_bytes(b"a picture")
+    (source / "grid.webp").write_bytes(b"a picture")
     folder = source.parent / "bundle"
     shutil.copytree(bundle, folder)
     (folder / "stale.txt").write_text("from an older version")

@@ -45,9 +45,9 @@ def test_the_bundle_is_whole_and_small(folder: Path) -> None:
 
 def test_the_card_names_data_licences_and_limits(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    for word in ("Fluent Emoji", "MIT", "Noto Emoji", "Apache-2.0", "can't", "grid.png"):
+    for word in ("Fluent Emoji", "MIT", "Noto Emoji", "Apache-2.0", "can't", "grid.webp"):
         assert word in card
-    assert (folder / "grid.png").is_file()
+    assert (folder / "grid.webp").is_file()
 
 
 @pytest.mark.parametrize("style", ["flat", "3d"])

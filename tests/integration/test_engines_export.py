@@ -210,7 +210,7 @@ def test_an_older_bundle_is_replaced_and_nothing_is_left_beside_it(
     many_sizes_bundle: Path,
 ) -> None:
     assert not (many_sizes_bundle / "stale.txt").exists()
-    assert (many_sizes_bundle / "grid.png").read_bytes() == b"a picture"
+    assert (many_sizes_bundle / "grid.webp").read_bytes() == b"a picture"
     names = {path.name for path in many_sizes_bundle.parent.iterdir()}
     assert names == {"source", "bundle"}
 

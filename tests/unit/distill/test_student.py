@@ -34,7 +34,7 @@ def _write_run(run: Path) -> RunConfig:
     codec.model.save_pretrained(run / "autoencoder" / "model")
     tiny_unet().save_pretrained(run / "student" / "model" / "unet")
     text.save(run / "student" / "model")
-    (run / "grid.png").write_bytes(b"a picture")
+    (run / "grid.webp").write_bytes(b"a picture")
     return tiny_config()
 
 
@@ -52,7 +52,7 @@ def test_the_exported_folder_describes_itself(tmp_path: Path) -> None:
     assert spec.text.max_tokens == config.text.max_tokens
     assert spec.stages == {}
     assert RunConfig.from_json((out / "training.json").read_text()) == config
-    assert (out / "grid.png").read_bytes() == b"a picture"
+    assert (out / "grid.webp").read_bytes() == b"a picture"
     assert json.loads((out / "vae" / "config.json").read_text())["_class_name"] == "AutoencoderDC"
     counts = parameter_counts(out)
     assert counts["unet"] == sum(p.numel() for p in tiny_unet().parameters())
