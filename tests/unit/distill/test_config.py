@@ -48,7 +48,7 @@ def test_an_unknown_preset_names_those_there_are() -> None:
     ("assignment", "message"),
     [
         ("seed", "section.field=value, got 'seed'"),
-        ("sed=1", "--set sed: no field 'sed'; fields: name, data,"),
+        ("sed=1", "--set sed: no field 'sed'; fields: name, description,"),
         ("unett.width=1", "--set unett.width: no section 'unett'"),
         ("data.sise=1", "--set data.sise: no field 'sise'; fields: path, heldout_path,"),
         ("seed.deeper=1", "--set seed.deeper: no section 'seed'"),

@@ -22,6 +22,7 @@ class _Walk:
     """A random walk: its number depends on every draw before it."""
 
     name = "teacher"
+    device = torch.device("cpu")
 
     def __init__(self, iterations: int, stop_at: int = 0, crash_at: int = 0) -> None:
         self.optimizer = OptimizerConfig(iterations=iterations, warmup_iterations=1)
