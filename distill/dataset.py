@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.config import ConfigError, DataConfig
+from distill.recolour import recoloured
 from distill.shapes import draw_shapes
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Pictures:
         names: per picture, the concept, or "" where the source has none.
         styles: per picture, the style, or "".
         groups: per picture, the group of the concept, or "".
+        weights_N: how often each is drawn, in proportion; None for all alike.
         num_skipped: rows that could not be read.
     """
 
@@ -45,6 +47,7 @@ class Pictures:
     styles: tuple[str, ...]
     groups: tuple[str, ...]
     num_skipped: int = 0
+    weights_N: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -59,6 +62,7 @@ class Pictures:
             tuple(self.styles[i] for i in indices),
             tuple(self.groups[i] for i in indices),
             self.num_skipped,
+            None if self.weights_N is None else self.weights_N[list(indices)],
         )
 
 
@@ -100,6 +104,32 @@ def filter_pictures(pictures: Pictures, config: DataConfig) -> Pictures:
     if not keep:
         raise ConfigError("data.styles and data.concepts leave no picture: name ones that exist")
     return pictures.select(keep)
+
+
+def for_training(pictures: Pictures, config: DataConfig) -> Pictures:
+    """Weigh the groups, and add recoloured pictures where the config asks for them."""
+    weights_N = np.ones(len(pictures))
+    weights_N[np.isin(pictures.groups, config.rare_groups)] = config.rare_group_weight
+    if not config.recoloured_share:
+        return replace(pictures, weights_N=weights_N)
+    found = []
+    for i, (name, style) in enumerate(zip(pictures.names, pictures.styles, strict=True)):
+        is_apt = name and pictures.groups[i] not in config.rare_groups
+        other = recoloured(pictures.images_NHWC[i], name, style, salt=0) if is_apt else None
+        if other is not None:
+            found.append((i, *other))
+    if not found:
+        raise ConfigError("data.recoloured_share: no picture of the set has one ruling colour")
+    indices = [i for i, _, _ in found]
+    added = weights_N[indices]
+    share = config.recoloured_share / (1 - config.recoloured_share)
+    both = pictures.select([*range(len(pictures)), *indices])
+    return replace(
+        both,
+        images_NHWC=np.concatenate([pictures.images_NHWC, np.stack([im for _, im, _ in found])]),
+        captions=pictures.captions + tuple(texts for _, _, texts in found),
+        weights_N=np.concatenate([weights_N, added * (share * weights_N.sum() / added.sum())]),
+    )
 
 
 def _read_parquet(source: str, config: DataConfig, field: str) -> Pictures:
@@ -150,11 +180,13 @@ def _captions(row: Mapping[str, Any], config: DataConfig) -> tuple[str, ...]:
     if isinstance(captions, str):
         captions = [captions]
     kept = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
-    name = row.get("name") or ""
-    if config.captions_name_concept and name:
-        named = tuple(c for c in kept if name.lower() in c.lower())
-        return named or kept
-    return kept
+    names = [n.lower() for n in (row.get("name"), *(row.get("alt_names") or ())) if n]
+    if config.num_other_captions is None or not names:
+        return kept
+    is_named = [any(name in c.lower() for name in names) for c in kept]
+    named = tuple(c for c, is_one in zip(kept, is_named, strict=True) if is_one)
+    others = sorted((c for c in kept if c not in named), key=len, reverse=True)
+    return named + tuple(others[: config.num_other_captions]) if named else kept
 
 
 def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig, source: str) -> Pictures:

@@ -61,9 +61,10 @@ class Interrupted(Exception):
 
 
 def lr_scale_at(iteration: int, config: OptimizerConfig) -> float:
-    """Fraction of the peak learning rate: linear warm-up, then cosine decay."""
+    """Fraction of the peak learning rate: linear warm-up, plateau, cosine decay."""
     warmup = min(1.0, (iteration + 1) / max(1, config.warmup_iterations))
-    progress = iteration / max(1, config.iterations)
+    decay_iterations = max(1.0, config.decay_fraction * config.iterations)
+    progress = max(0.0, 1 - (config.iterations - iteration) / decay_iterations)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return warmup * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from distill.autoencoder import AutoencoderTrainer, Codec
 from distill.checkpoint import CheckpointError
 from distill.config import RunConfig
-from distill.dataset import Pictures, filter_pictures, load_heldout, load_pictures, to_uint8
+from distill.dataset import (
+    Pictures,
+    filter_pictures,
+    for_training,
+    load_heldout,
+    load_pictures,
+    to_uint8,
+)
 from distill.device import pick_device
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
@@ -72,12 +79,13 @@ def _autoencoder_trainer(config: RunConfig, run_folder: Path) -> Trainer:
 
 def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
     codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
-    return TeacherTrainer(config, codec, _selected(config))
+    return TeacherTrainer(config, codec, for_training(_selected(config), config.data))
 
 
 def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
     codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
-    return StudentTrainer(config, codec, run_folder / "teacher" / "model", _selected(config))
+    pictures = for_training(_selected(config), config.data)
+    return StudentTrainer(config, codec, run_folder / "teacher" / "model", pictures)
 
 
 TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -81,6 +82,8 @@ class CaptionedLatents:
         counts = torch.tensor([len(captions) for captions in pictures.captions])
         self._first_N = counts.cumsum(0) - counts
         self._counts_N = counts
+        weights_N = np.ones(len(counts)) if pictures.weights_N is None else pictures.weights_N
+        self._weights_N = torch.from_numpy(weights_N).float()
         self._empty_L = text.tokens([""])[0]
 
     @property
@@ -97,7 +100,7 @@ class CaptionedLatents:
         return self.latents_NChw[which_B], ids_BL
 
     def _draw_indices(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-        which_B = torch.randint(len(self.latents_NChw), (num,))
+        which_B = torch.multinomial(self._weights_N, num, replacement=True)
         offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
         where = self.latents_NChw.device
         return which_B.to(where), (self._first_N[which_B] + offset_B).to(where)
@@ -136,6 +139,7 @@ class TeacherTrainer:
         self.text.to(self.device)
         unet = build_unet(config.unet, latent_channels, config.text)
         self.unet = to_device(unet, self.device)
+        self._unet = torch.compile(self.unet) if config.compile else self.unet
         self.models = nn.ModuleDict({"unet": self.unet, "text": self.text})
         self.diffusion = Diffusion.create(
             config.teacher.schedule, config.teacher.prediction_type, self.device
@@ -165,7 +169,7 @@ class TeacherTrainer:
         for group in self._adam.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
         with half_precision(self.device, enabled=self._bf16):
-            prediction_BChw = self.unet(noisy_BChw, timestep_B, self.text(ids_BL)).sample
+            prediction_BChw = self._unet(noisy_BChw, timestep_B, self.text(ids_BL)).sample
         target_BChw = self.diffusion.target(latents_BChw, noise_BChw, timestep_B)
         loss = (prediction_BChw.float() - target_BChw).pow(2).mean()
         self._adam.zero_grad(set_to_none=True)

@@ -184,7 +184,7 @@ def test_captions_that_do_not_name_the_concept_are_dropped(tmp_path: Path) -> No
         {"image": _png(), "captions": ["a flower"], "name": "tulip"},
     ]
     config = _write(tmp_path / "a.parquet", rows)
-    named = DataConfig(path=config.path, image_size_px=8, captions_name_concept=True)
+    named = DataConfig(path=config.path, image_size_px=8, num_other_captions=0)
     # A picture none of whose captions names it keeps them: better than none.
     assert load_pictures(named).captions == (("a Rose",), ("a flower",))
     assert load_pictures(config).captions[0] == ("a Rose", "a red flower")

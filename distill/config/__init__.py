@@ -1,0 +1,32 @@
+"""What a run is: frozen dataclasses, overrides, JSON.
+
+Owns every number that a training can be told. The saved config.json of a run folder is one
+`RunConfig`, so that a run can be read, repeated and resumed. Knows neither torch nor disk.
+"""
+
+from distill.config.errors import ConfigError
+from distill.config.overrides import override
+from distill.config.run import RunConfig
+from distill.config.sections import (
+    AutoencoderConfig,
+    DataConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TextConfig,
+    UnetConfig,
+)
+from distill.config.student import DiscriminatorConfig, StudentConfig
+
+__all__ = [
+    "AutoencoderConfig",
+    "ConfigError",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TextConfig",
+    "UnetConfig",
+    "override",
+]

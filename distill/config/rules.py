@@ -1,0 +1,91 @@
+"""Which values of a run cannot work together, each rule with the words that name the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from distill.config.sections import OptimizerConfig
+
+if TYPE_CHECKING:
+    from distill.config.run import RunConfig
+
+
+def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
+    student, schedule = run.student, run.teacher.schedule
+    last = schedule.num_train_timesteps - 1
+    yield (
+        student.timesteps[:1] != (last,),
+        f"student.timesteps must start at {last}, where the input is noise",
+    )
+    yield (
+        list(student.timesteps) != sorted(set(student.timesteps), reverse=True),
+        "student.timesteps must descend without repeats",
+    )
+    yield student.timesteps[-1:] < (0,), "student.timesteps must not be negative"
+    weights = student.timestep_weights
+    yield (
+        len(weights) != len(student.timesteps) or min(weights) < 0 or sum(weights) <= 0,
+        "student.timestep_weights must have one weight per timestep, none below 0, not all 0",
+    )
+    for name, bounds in (
+        ("teacher_timesteps", student.teacher_timesteps),
+        ("discriminator.noise_timesteps", student.discriminator.noise_timesteps),
+    ):
+        yield (
+            not 0 <= bounds[0] <= bounds[1] <= last,
+            f"student.{name} must be a lowest and a highest timestep in 0..{last}",
+        )
+    yield (
+        run.teacher.prediction_type == "epsilon" and schedule.zero_terminal_snr == "rescale",
+        'teacher.schedule.zero_terminal_snr="rescale" leaves epsilon undefined at the last '
+        'timestep: use "input_only" or v_prediction',
+    )
+    for name in ("autoencoder", "teacher", "student"):
+        optimizer: OptimizerConfig = getattr(run, name).optimizer
+        yield optimizer.batch_size < 1, f"{name}.optimizer.batch_size must be at least 1"
+        yield optimizer.iterations < 1, f"{name}.optimizer.iterations must be at least 1"
+
+
+def network_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
+    codec, unet, disc = run.autoencoder, run.unet, run.student.discriminator
+    yield (
+        disc.features == "folder" and not disc.folder,
+        "student.discriminator.folder must name a local vision model",
+    )
+    num_groups = 8  # of the heads' group norms
+    yield (
+        disc.head_width < 1 or disc.head_width % num_groups != 0,
+        f"student.discriminator.head_width must be a multiple of {num_groups}",
+    )
+    yield (
+        not 0
+        < len(codec.block_out_channels)
+        == len(codec.encoder_layers)
+        == len(codec.decoder_layers),
+        "autoencoder.encoder_layers and decoder_layers must match block_out_channels in length",
+    )
+    yield (
+        not 0 < len(unet.block_out_channels) == len(unet.attention),
+        "unet.attention must match unet.block_out_channels in length",
+    )
+    for name in ("norm_num_groups", "head_width"):
+        unit = getattr(unet, name)
+        yield (
+            unit < 1 or any(width % unit for width in unet.block_out_channels),
+            f"unet.block_out_channels must be multiples of unet.{name}, {unit}",
+        )
+    yield (
+        run.text.num_heads < 1 or run.text.width % run.text.num_heads != 0,
+        "text.width must be a multiple of text.num_heads",
+    )
+    multiple = codec.downscale * run.unet_downscale
+    size_px = run.data.image_size_px
+    yield (
+        size_px < 1 or size_px % multiple != 0,
+        (f"data.image_size_px must be a multiple of {multiple}"),
+    )
+    yield (
+        codec.crop_px < 1 or codec.crop_px % codec.downscale != 0,
+        (f"autoencoder.crop_px must be a multiple of {codec.downscale}"),
+    )

@@ -1,0 +1,73 @@
+"""One run: every section together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from distill.config.errors import ConfigError
+from distill.config.overrides import as_plain, build
+from distill.config.rules import network_rules, schedule_rules
+from distill.config.sections import (
+    AutoencoderConfig,
+    DataConfig,
+    TeacherConfig,
+    TextConfig,
+    UnetConfig,
+)
+from distill.config.student import StudentConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One model from captioned pictures to a student."""
+
+    name: str
+    description: str = ""
+    license: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    seed: int = 0
+    device: str = "auto"
+    num_threads: int = 0
+    bf16: bool = True
+    compile: bool = False
+    snapshot_every_s: float = 120.0
+    report_every: int = 25
+    sample_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work together, before anything is trained."""
+        for is_wrong, message in chain(schedule_rules(self), network_rules(self)):
+            if is_wrong:
+                raise ConfigError(message)
+
+    @property
+    def unet_downscale(self) -> int:
+        """Latent cells per cell of the UNet's deepest level along one axis."""
+        return int(2 ** (len(self.unet.block_out_channels) - 1))
+
+    def to_json(self) -> str:
+        """Return the text of config.json."""
+        return json.dumps(as_plain(self), indent=2) + "\n"
+
+    def that_shapes(self, stage: str) -> dict[str, Any]:
+        """The sections that decide a stage's result; a later stage may change freely."""
+        sections = {
+            "autoencoder": ("data", "autoencoder"),
+            "teacher": ("data", "autoencoder", "text", "unet", "teacher"),
+            "student": ("data", "autoencoder", "text", "unet", "teacher", "student"),
+        }[stage]
+        return {name: getattr(self, name) for name in ("seed", "bf16", *sections)}
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Read config.json back."""
+        config: RunConfig = build(cls, json.loads(text))
+        return config
