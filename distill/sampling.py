@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.conditioning import PromptEncoder, guided, predict
 from distill.diffusion import Diffusion
-from distill.encoders import TextEncoder
 from engines.noise import unit_noise
 
 
@@ -30,7 +30,7 @@ def teacher_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
 @torch.no_grad()
 def sample_teacher(
     unet: nn.Module,
-    text: TextEncoder,
+    text: PromptEncoder,
     diffusion: Diffusion,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -43,17 +43,16 @@ def sample_teacher(
     Returns:
         latents_BChw, float32, scaled.
     """
-    text_embeds_BLD = text(text.tokens(prompts))
-    empty_BLD = text(text.tokens([""] * len(prompts))) if guidance != 1.0 else None
+    conditioning = text.encode(text.tokens(prompts))
+    empty = text.encode(text.tokens([""])).expand(len(prompts))
     latents_BChw = torch.from_numpy(unit_noise(seeds, shape)).to(diffusion.device)
     denoised_BChw = latents_BChw
     timesteps = teacher_timesteps(diffusion.num_timesteps, num_steps)
     for i, timestep in enumerate(timesteps):
         timestep_B = torch.full((len(prompts),), timestep, device=diffusion.device)
-        prediction_BChw = unet(latents_BChw, timestep_B, text_embeds_BLD).sample
-        if empty_BLD is not None:
-            free_BChw = unet(latents_BChw, timestep_B, empty_BLD).sample
-            prediction_BChw = free_BChw + guidance * (prediction_BChw - free_BChw)
+        prediction_BChw = guided(
+            unet, latents_BChw, timestep_B, conditioning, empty=empty, guidance=guidance
+        )
         denoised_BChw = diffusion.denoised(prediction_BChw, latents_BChw, timestep_B)
         if i + 1 < len(timesteps):
             alpha, sigma = diffusion.scales(timestep_B)
@@ -68,7 +67,7 @@ def sample_teacher(
 @torch.no_grad()
 def sample_student(
     unet: nn.Module,
-    text: TextEncoder,
+    text: PromptEncoder,
     diffusion: Diffusion,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -80,13 +79,13 @@ def sample_student(
     Returns:
         latents_BChw, float32, scaled.
     """
-    text_embeds_BLD = text(text.tokens(prompts))
+    conditioning = text.encode(text.tokens(prompts))
     latents_BChw = torch.from_numpy(unit_noise(seeds, shape)).to(diffusion.device)
     for step, timestep in enumerate(timesteps):
         timestep_B = torch.full((len(prompts),), timestep, device=diffusion.device)
         if step:
             noise_BChw = torch.from_numpy(unit_noise(seeds, shape, step)).to(diffusion.device)
             latents_BChw = diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
-        prediction_BChw = unet(latents_BChw, timestep_B, text_embeds_BLD).sample
+        prediction_BChw = predict(unet, latents_BChw, timestep_B, conditioning)
         latents_BChw = diffusion.denoised(prediction_BChw, latents_BChw, timestep_B)
     return latents_BChw
