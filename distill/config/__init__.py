@@ -5,6 +5,7 @@ Owns every number that a training can be told. The saved config.json of a run fo
 """
 
 from distill.config.errors import ConfigError
+from distill.config.guard import AlarmConfig, GuardConfig, TrackConfig
 from distill.config.overrides import override
 from distill.config.run import RunConfig
 from distill.config.sections import (
@@ -18,15 +19,18 @@ from distill.config.sections import (
 from distill.config.student import DiscriminatorConfig, StudentConfig
 
 __all__ = [
+    "AlarmConfig",
     "AutoencoderConfig",
     "ConfigError",
     "DataConfig",
     "DiscriminatorConfig",
+    "GuardConfig",
     "OptimizerConfig",
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
     "TextConfig",
+    "TrackConfig",
     "UnetConfig",
     "override",
 ]

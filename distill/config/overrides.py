@@ -62,6 +62,17 @@ def as_plain(value: Any) -> Any:
     return value
 
 
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    fields: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
 def _build_at(kind: Any, plain: Any, where: str) -> Any:
     if kind is ScheduleSpec:
         try:
@@ -78,6 +89,10 @@ def _build_at(kind: Any, plain: Any, where: str) -> Any:
         for key in plain:
             if key not in names:
                 raise ConfigError(f"unknown field {where}{key}; fields: {', '.join(names)}")
+        for entry in dataclasses.fields(kind):
+            is_needed = entry.default is entry.default_factory is dataclasses.MISSING
+            if is_needed and entry.name not in plain:
+                raise ConfigError(f"{where}{entry.name} is missing")
         return kind(**{k: _build_at(hints[k], v, f"{where}{k}.") for k, v in plain.items()})  # type: ignore[operator]  # a dataclass type is callable
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]

@@ -8,7 +8,8 @@ from itertools import chain
 from typing import Any
 
 from distill.config.errors import ConfigError
-from distill.config.overrides import as_plain, build
+from distill.config.guard import GuardConfig, TrackConfig, guard_rules
+from distill.config.overrides import as_plain, build, flat
 from distill.config.rules import network_rules, schedule_rules
 from distill.config.sections import (
     AutoencoderConfig,
@@ -18,6 +19,26 @@ from distill.config.sections import (
     UnetConfig,
 )
 from distill.config.student import StudentConfig
+
+# Who watches, where it runs and what it is called decide nothing of what is learned.
+_SHAPES_NOTHING = frozenset(
+    (
+        "name",
+        "description",
+        "license",
+        "device",
+        "num_threads",
+        "compile",
+        "snapshot_every_s",
+        "report_every",
+        "sample_every",
+        "guard",
+        "track",
+    )
+)
+# The first stage that a section has a part in; every other field has a part in all of them.
+_FIRST_STAGE = {"text": "teacher", "unet": "teacher", "teacher": "teacher", "student": "student"}
+_STAGES = ("autoencoder", "teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,8 @@ class RunConfig:
     unet: UnetConfig = field(default_factory=UnetConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
     seed: int = 0
     device: str = "auto"
     num_threads: int = 0
@@ -44,7 +67,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is trained."""
-        for is_wrong, message in chain(schedule_rules(self), network_rules(self)):
+        for is_wrong, message in chain(
+            schedule_rules(self), network_rules(self), guard_rules(self.guard)
+        ):
             if is_wrong:
                 raise ConfigError(message)
 
@@ -58,13 +83,19 @@ class RunConfig:
         return json.dumps(as_plain(self), indent=2) + "\n"
 
     def that_shapes(self, stage: str) -> dict[str, Any]:
-        """The sections that decide a stage's result; a later stage may change freely."""
-        sections = {
-            "autoencoder": ("data", "autoencoder"),
-            "teacher": ("data", "autoencoder", "text", "unet", "teacher"),
-            "student": ("data", "autoencoder", "text", "unet", "teacher", "student"),
-        }[stage]
-        return {name: getattr(self, name) for name in ("seed", "bf16", *sections)}
+        """Fields that decide a stage's result, by dotted name; the others may change on resuming.
+
+        The stage's own number of iterations is not among them: a run may be made longer.
+        """
+        later = _STAGES[_STAGES.index(stage) + 1 :]
+        shaping = {
+            name: value
+            for name, value in as_plain(self).items()
+            if name not in _SHAPES_NOTHING and _FIRST_STAGE.get(name) not in later
+        }
+        fields = flat(shaping)
+        del fields[f"{stage}.optimizer.iterations"]
+        return fields
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:

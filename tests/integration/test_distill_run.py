@@ -151,7 +151,7 @@ def test_a_run_is_neither_overwritten_nor_mixed(
     assert main(_arguments("teacher", finished)) == 2
     assert "holds a training: add --resume" in capsys.readouterr().err
     assert main([*_arguments("teacher", finished, "text.num_layers=2"), "--resume"]) == 2
-    assert "config.json differs in text: resume with the same" in capsys.readouterr().err
+    assert "config.json differs in text.num_layers: resume with the same" in capsys.readouterr().err
     assert (finished / "teacher" / SNAPSHOT_FILE).read_bytes() == before
 
 

@@ -154,7 +154,7 @@ def test_another_config_is_not_resumed(tmp_path: Path) -> None:
     folder = _train(tmp_path, _Walk(2))
     before = (folder / "config.json").read_text()
     settings = {"seed": 3, "unet.norm_num_groups": 4}
-    message = r"config\.json differs in seed, unet: resume with the same preset"
+    message = r"config\.json differs in unet\.norm_num_groups, seed: resume with the same preset"
     with pytest.raises(ConfigError, match=message):
         _train(tmp_path, _Walk(2), resume=True, **settings)
     assert (folder / "config.json").read_text() == before
