@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -86,6 +87,10 @@ class PromptEncoder(Protocol):
 
     def encode(self, input_ids: torch.Tensor) -> Conditioning:
         """Conditioning of token ids."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizers and models where diffusers finds them."""
         ...
 
 

@@ -39,6 +39,11 @@ def half_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """Leave half precision for a while, inside it."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """State of every generator that a training draws from."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}

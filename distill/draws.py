@@ -8,11 +8,11 @@ eight, in one pass or in micro-batches, and a resumed run needs no generator's s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # Shape suffixes: B samples of this process's part of the batch.
 
@@ -74,9 +74,7 @@ class Draws:
             ),
         )
 
-    def _stack(
-        self, name: str, draw: Callable[[np.random.Generator], NDArray[np.generic] | int]
-    ) -> torch.Tensor:
+    def _stack(self, name: str, draw: Callable[[np.random.Generator], Any]) -> torch.Tensor:
         high = (self.seed & 0xFFFFFFFF) << 32 | crc32(name.encode())
         rows = []
         for position in self.positions:

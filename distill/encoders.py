@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from distill.conditioning import Conditioning
 from distill.config import ConfigError, TextConfig
 from engines.spec import TextSpec
 from engines.tokenizer import Tokenizer
@@ -160,3 +161,11 @@ class TextEncoder(nn.Module):
         """text_embeds_BLD, after the model's final layer norm."""
         text_embeds_BLD: torch.Tensor = self.model(input_ids=input_ids_BL).last_hidden_state
         return text_embeds_BLD
+
+    def encode(self, input_ids: torch.Tensor) -> Conditioning:
+        """Conditioning of token ids; the last token's embedding stands for the whole prompt.
+
+        Every prompt ends in padding with the end id, which sees all tokens before it.
+        """
+        text_embeds_BLD = self(input_ids)
+        return Conditioning(text_embeds_BLD, text_embeds_BLD[:, -1])

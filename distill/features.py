@@ -7,8 +7,9 @@ arXiv:2311.17042, section 3.2). Gradients flow to the picture; no weight is ever
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -17,8 +18,10 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from distill.autoencoder import Codec
+from distill.conditioning import Conditioning
 from distill.config import ConfigError, DiscriminatorConfig
 from distill.diffusion import Diffusion
+from distill.draws import Draws
 
 # Shape suffixes: B batch, C channel, h/w cells, L tokens, D width, N patches.
 
@@ -26,106 +29,235 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is looked at: latents or pixels, as the features' `space` asks."""
+
+    latents_BChw: torch.Tensor | None = None
+    images_BCHW: torch.Tensor | None = None
+
+
 class Features(Protocol):
-    """Latents to feature maps, with the number of channels of each."""
+    """Pictures to feature maps.
+
+    Attributes:
+        channels: of each map.
+        space: which half of a `Look` it takes.
+    """
 
     channels: tuple[int, ...]
+    space: Literal["latent", "pixel"]
 
     def __call__(
-        self, latents_BChw: torch.Tensor, text_embeds_BLD: torch.Tensor, timestep_B: torch.Tensor
+        self, look: Look, conditioning: Conditioning, draws: Draws, name: str = "fake"
     ) -> list[torch.Tensor]:
-        """Feature maps (B, C, h, w), one per head."""
+        """Feature maps (B, C, h, w), one per head; `name` keeps real and fake draws apart."""
         ...
 
 
-class TeacherFeatures:
-    """Outputs of the teacher's down and middle blocks for latents noised to `timestep_B`."""
+class ImageEmbedder(Protocol):
+    """Real pictures to one vector each, image_BD."""
 
-    def __init__(self, unet: UNet2DConditionModel, diffusion: Diffusion) -> None:
-        """Use a frozen teacher; its up blocks are never run."""
+    width: int
+
+    def __call__(self, sample: RealPictures, codec: Codec) -> torch.Tensor:
+        """Describe the real pictures of a sample."""
+        ...
+
+
+class RealPictures(Protocol):
+    """What an embedder needs of a sample."""
+
+    @property
+    def latents_BChw(self) -> torch.Tensor:
+        """Scaled latents."""
+        ...
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """The prompts."""
+        ...
+
+    def real_images(self, codec: Codec) -> torch.Tensor:
+        """Pixels in [-1, 1]."""
+        ...
+
+
+def unet_encoder(
+    unet: UNet2DConditionModel,
+    noisy_BChw: torch.Tensor,
+    timestep_B: torch.Tensor,
+    conditioning: Conditioning,
+) -> list[torch.Tensor]:
+    """Outputs of a UNet's down and middle blocks; its up blocks are never run."""
+    text_embeds_BLD = conditioning.text_embeds_BLD
+    embedding = unet.time_embedding(unet.get_time_embed(noisy_BChw, timestep_B))
+    added = conditioning.unet_arguments().get("added_cond_kwargs", {})
+    extra = unet.get_aug_embed(embedding, text_embeds_BLD, added)
+    if extra is not None:
+        embedding = embedding + extra
+    hidden = unet.conv_in(noisy_BChw)
+    maps = []
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            hidden, skips = block(hidden, embedding, encoder_hidden_states=text_embeds_BLD)
+        else:
+            hidden, skips = block(hidden, embedding)
+        # The last skip before the block halves the map: its finest finished features.
+        maps.append(skips[-2] if block.downsamplers is not None else skips[-1])
+    maps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=text_embeds_BLD))
+    return maps
+
+
+class TeacherFeatures:
+    """A frozen UNet's down and middle blocks for latents noised to a drawn timestep."""
+
+    space: Literal["latent", "pixel"] = "latent"
+
+    def __init__(
+        self, unet: UNet2DConditionModel, diffusion: Diffusion, timesteps: tuple[int, int]
+    ) -> None:
+        """Use a frozen UNet at timesteps drawn from a range, both ends included."""
         self._unet = unet
         self._diffusion = diffusion
+        self._timesteps = timesteps
         widths = tuple(unet.config.block_out_channels)
         self.channels = (*widths, widths[-1])
 
     def __call__(
-        self, latents_BChw: torch.Tensor, text_embeds_BLD: torch.Tensor, timestep_B: torch.Tensor
+        self, look: Look, conditioning: Conditioning, draws: Draws, name: str = "fake"
     ) -> list[torch.Tensor]:
-        """Noise the latents, then run the first half of the UNet."""
-        unet = self._unet
-        noisy_BChw = self._diffusion.add_noise(
-            latents_BChw, torch.randn_like(latents_BChw), timestep_B
-        )
-        embedding = unet.time_embedding(unet.get_time_embed(noisy_BChw, timestep_B))
-        extra = unet.get_aug_embed(embedding, text_embeds_BLD, {})
-        if extra is not None:
-            embedding = embedding + extra
-        hidden = unet.conv_in(noisy_BChw)
-        maps = []
-        for block in unet.down_blocks:
-            if getattr(block, "has_cross_attention", False):
-                hidden, skips = block(hidden, embedding, encoder_hidden_states=text_embeds_BLD)
-            else:
-                hidden, skips = block(hidden, embedding)
-            # The last skip before the block halves the map: its finest finished features.
-            maps.append(skips[-2] if block.downsamplers is not None else skips[-1])
-        maps.append(unet.mid_block(hidden, embedding, encoder_hidden_states=text_embeds_BLD))
-        return maps
+        """Noise the latents, then run the first half of the UNet; the level is shared by all."""
+        latents_BChw = look.latents_BChw
+        assert latents_BChw is not None
+        timestep_B = draws.integers("feature_timestep", *self._timesteps)
+        noise_BChw = draws.normal(f"feature_noise_{name}", latents_BChw.shape[1:])
+        noisy_BChw = self._diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
+        return unet_encoder(self._unet, noisy_BChw, timestep_B, conditioning)
+
+
+class TeacherEmbedder:
+    """The teacher's middle block for the clean real latents, averaged over cells."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        """Use a frozen teacher."""
+        self._unet = unet
+        self.width = int(unet.config.block_out_channels[-1])
+
+    def __call__(self, sample: RealPictures, codec: Codec) -> torch.Tensor:
+        """image_BD."""
+        latents_BChw = sample.latents_BChw
+        timestep_B = torch.zeros(len(latents_BChw), dtype=torch.long, device=latents_BChw.device)
+        maps = unet_encoder(self._unet, latents_BChw, timestep_B, sample.conditioning)
+        return maps[-1].mean((2, 3))
+
+
+class VisionModel:
+    """A frozen vision transformer from a local folder, and how pictures are given to it."""
+
+    def __init__(self, folder: str | None, field: str, side_px: int, device: torch.device) -> None:
+        """Load the model.
+
+        Args:
+            folder: a transformers folder, such as a DINOv2.
+            field: the config's field, for the error.
+            side_px: of the picture it is given, rounded down to whole patches.
+            device: where it runs.
+
+        Raises:
+            ConfigError: no model lies there.
+        """
+        path = Path(folder or "")
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{field}: no model at {path}")
+        self.model = AutoModel.from_pretrained(path, local_files_only=True).to(device)
+        freeze(self.model)
+        patch = int(self.model.config.patch_size)
+        self.side_px = max(patch, side_px // patch * patch)
+        self.cells = self.side_px // patch
+        self.width = int(self.model.config.hidden_size)
+        self._mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1)
+
+    def normalised(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] to the model's input; no clamp, which would stop gradients."""
+        scaled_BCHW = ((images_BCHW.float() + 1) / 2 - self._mean) / self._std
+        side = (self.side_px, self.side_px)
+        return functional.interpolate(scaled_BCHW, size=side, mode="bilinear", antialias=True)
 
 
 class FolderFeatures:
-    """Hidden states of a vision transformer for the decoded picture; takes no noise, no text."""
+    """Patch embedding and hidden states of a vision transformer; takes no noise, no text."""
 
-    def __init__(self, config: DiscriminatorConfig, codec: Codec) -> None:
+    space: Literal["latent", "pixel"] = "pixel"
+
+    def __init__(self, config: DiscriminatorConfig, device: torch.device) -> None:
         """Load the frozen model that the config names.
 
         Raises:
             ConfigError: the folder is missing or the hooks do not exist in the model.
         """
-        folder = Path(config.folder or "")
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"student.discriminator.folder: no model at {folder}")
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True).to(codec.device)
-        self._model.eval().requires_grad_(False)
-        num_layers = self._model.config.num_hidden_layers
+        self._vision = VisionModel(
+            config.folder, "student.discriminator.folder", config.input_size_px, device
+        )
+        num_layers = self._vision.model.config.num_hidden_layers
         if not config.hooks or not all(0 <= hook < num_layers for hook in config.hooks):
             raise ConfigError(f"student.discriminator.hooks must lie in 0..{num_layers - 1}")
         self._hooks = config.hooks
-        self._codec = codec
-        patch = int(self._model.config.patch_size)
-        self._side_px = max(patch, config.input_size_px // patch * patch)
-        self._cells = self._side_px // patch
-        self.channels = (int(self._model.config.hidden_size),) * (len(config.hooks) + 1)
-        self._mean = torch.tensor(_IMAGENET_MEAN, device=codec.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(_IMAGENET_STD, device=codec.device).view(1, 3, 1, 1)
+        self.channels = (self._vision.width,) * (len(config.hooks) + 1)
 
     def __call__(
-        self, latents_BChw: torch.Tensor, text_embeds_BLD: torch.Tensor, timestep_B: torch.Tensor
+        self, look: Look, conditioning: Conditioning, draws: Draws, name: str = "fake"
     ) -> list[torch.Tensor]:
-        """Decode, normalise without clamping (a clamp would stop gradients), and take the hooks."""
-        images_BCHW = (self._codec.decode(latents_BChw).float() + 1) / 2
-        images_BCHW = functional.interpolate(
-            (images_BCHW - self._mean) / self._std,
-            size=(self._side_px, self._side_px),
-            mode="bilinear",
-            antialias=True,
-        )
-        states = self._model(pixel_values=images_BCHW, output_hidden_states=True).hidden_states
+        """Run the model; take the patch embedding and the hooked blocks as maps."""
+        assert look.images_BCHW is not None
+        inputs = self._vision.normalised(look.images_BCHW)
+        states = self._vision.model(pixel_values=inputs, output_hidden_states=True).hidden_states
+        cells = self._vision.cells
         chosen = [states[0], *(states[hook + 1] for hook in self._hooks)]
-        num_patches = self._cells**2
         return [
-            state[:, -num_patches:].transpose(1, 2).unflatten(2, (self._cells, self._cells))
-            for state in chosen
+            state[:, -(cells**2) :].transpose(1, 2).unflatten(2, (cells, cells)) for state in chosen
         ]
 
 
+class FolderEmbedder:
+    """The class token of a vision transformer for the real pictures."""
+
+    def __init__(self, config: DiscriminatorConfig, device: torch.device) -> None:
+        """Load the frozen model that the config names."""
+        self._vision = VisionModel(
+            config.image_folder, "student.discriminator.image_folder", config.input_size_px, device
+        )
+        self.width = self._vision.width
+
+    def __call__(self, sample: RealPictures, codec: Codec) -> torch.Tensor:
+        """image_BD."""
+        inputs = self._vision.normalised(sample.real_images(codec))
+        token_BD: torch.Tensor = self._vision.model(pixel_values=inputs).last_hidden_state[:, 0]
+        return token_BD
+
+
 def build_features(
-    config: DiscriminatorConfig, teacher: UNet2DConditionModel, diffusion: Diffusion, codec: Codec
+    config: DiscriminatorConfig,
+    teacher: UNet2DConditionModel,
+    diffusion: Diffusion,
+    device: torch.device,
 ) -> Features:
     """Return the source that the config names."""
     if config.features == "teacher":
-        return TeacherFeatures(teacher, diffusion)
-    return FolderFeatures(config, codec)
+        return TeacherFeatures(teacher, diffusion, config.noise_timesteps)
+    return FolderFeatures(config, device)
+
+
+def build_embedder(
+    config: DiscriminatorConfig, teacher: UNet2DConditionModel, device: torch.device
+) -> ImageEmbedder | None:
+    """Return what describes the real picture to the heads, or None where nothing does."""
+    if config.condition not in ("image", "both"):
+        return None
+    if config.image_folder is None:
+        return TeacherEmbedder(teacher)
+    return FolderEmbedder(config, device)
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from distill.dataset import (
     for_training,
     load_heldout,
     load_pictures,
+    probe_prompts,
     to_uint8,
 )
 from distill.device import pick_device
@@ -39,12 +40,14 @@ from distill.evaluate import (
     prompt_sets,
 )
 from distill.export import export_student, parameter_counts, write_json
+from distill.features import freeze
 from distill.grid import grid_image
 from distill.loop import Interrupted, Trainer, prepare_folder, run_training, set_up_torch
 from distill.metrics import SqueezeNet
 from distill.sampling import sample_student, sample_teacher
 from distill.student import StudentTrainer, timesteps_by_steps
-from distill.teacher import TeacherTrainer, load_unet
+from distill.teacher import CaptionedLatents, TeacherTrainer, load_unet
+from distill.teachers.base import Teacher
 
 TEACHER_STEPS = (1, 2, 4, 25, 50)
 
@@ -82,10 +85,22 @@ def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
     return TeacherTrainer(config, codec, for_training(_selected(config), config.data))
 
 
+def _own_teacher(config: RunConfig, run_folder: Path) -> Teacher:
+    device = pick_device(config.device)
+    folder = run_folder / "teacher" / "model"
+    text = TextEncoder.load(folder).to(device)
+    freeze(text)
+    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type, device)
+    codec = Codec.load(run_folder / "autoencoder" / "model", device)
+    return Teacher(load_unet(folder, device), text, codec, diffusion, text.spec.width)
+
+
 def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
+    teacher = _own_teacher(config, run_folder)
     pictures = for_training(_selected(config), config.data)
-    return StudentTrainer(config, codec, run_folder / "teacher" / "model", pictures)
+    samples = CaptionedLatents(teacher.codec, teacher.text, pictures)
+    samples.embed_captions(teacher.text)
+    return StudentTrainer(config, teacher, samples, probe_prompts(pictures, 36))
 
 
 TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {

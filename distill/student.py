@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from distill.autoencoder import Codec
 from distill.checkpoint import Ema, averaged
 from distill.config import RunConfig, StudentConfig
-from distill.dataset import Pictures, probe_prompts, to_uint8
-from distill.diffusion import Diffusion
-from distill.discriminator import Discriminator
+from distill.dataset import to_uint8
+from distill.draws import Draws
 from distill.encoders import TextEncoder
-from distill.features import build_features, freeze
+from distill.features import freeze
 from distill.grid import grid_image
+from distill.methods.base import Frozen, Sample
+from distill.methods.registry import build_method
 from distill.sampling import sample_student
-from distill.step import Networks, Optimizers, Sample, distill_step
-from distill.teacher import CaptionedLatents, load_unet
+from distill.step import Batch, DistillStep, Trained
+from distill.teacher import to_device
+from distill.teachers.base import Teacher
 from engines.spec import LatentSpec, ModelSpec
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, M captions, D width.
@@ -44,69 +47,94 @@ def timesteps_by_steps(timesteps: tuple[int, ...]) -> dict[int, tuple[int, ...]]
     return chosen
 
 
+def initial_student(teacher: UNet2DConditionModel, config: StudentConfig) -> UNet2DConditionModel:
+    """The student before training: the teacher's copy, or the same network with random weights."""
+    if config.initialise == "teacher":
+        return copy.deepcopy(teacher).train().requires_grad_(True)
+    student = UNet2DConditionModel.from_config(teacher.config)
+    return to_device(student, teacher.device).train()
+
+
+class Samples(Protocol):
+    """Real pictures addressed by draws."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        ...
+
+    def sample(self, draws: Draws) -> Sample:
+        """Latents and conditioning for the draws' positions."""
+        ...
+
+
 class StudentTrainer:
-    """Adversarial Diffusion Distillation of a finished teacher."""
+    """Distils a finished teacher, by the method that the config names."""
 
     name = "student"
 
     def __init__(
-        self, config: RunConfig, codec: Codec, teacher_folder: Path, pictures: Pictures
+        self, config: RunConfig, teacher: Teacher, samples: Samples, prompts: Sequence[str]
     ) -> None:
-        """Load the teacher, copy it into the student, precompute latents and text embeddings.
+        """Copy the teacher into the student, build the method and the optimizers.
 
-        Raises:
-            ConfigError: the teacher is not there.
+        Args:
+            config: of the run.
+            teacher: is frozen here.
+            samples: the real pictures.
+            prompts: for the sheets that a person looks at.
         """
         self.run = config
         self.config: StudentConfig = config.student
         self.optimizer = config.student.optimizer
-        self.device = codec.device
-        self.text = TextEncoder.load(teacher_folder).to(self.device)
-        freeze(self.text)
-        teacher = load_unet(teacher_folder, self.device)
-        self.student = copy.deepcopy(teacher).train()
-        freeze(teacher)
-        diffusion = Diffusion.create(
-            config.teacher.schedule, config.teacher.prediction_type, self.device
-        )
-        disc = config.student.discriminator
-        features = build_features(disc, teacher, diffusion, codec)
-        heads = Discriminator(features.channels, config.text.width, disc.head_width).to(self.device)
-        self.networks = Networks(self.student, teacher, heads, features, codec, diffusion)
-        self.ema = Ema(self.student, config.student.ema_decay)
-        self.latents = CaptionedLatents(codec, self.text, pictures)
-        self.latents.embed_captions(self.text)
-        self._prompts = probe_prompts(pictures, 36)
-        settings = self.optimizer
+        self.device = teacher.codec.device
+        self.teacher = teacher
+        self.text = teacher.text
+        self.samples = samples
+        self.iteration = 0
+        self._prompts = list(prompts)
+        self.student = initial_student(teacher.unet, self.config)
+        freeze(teacher.unet)
+        frozen = Frozen(teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width)
+        self.method = build_method(self.config, frozen)
+        self.ema = Ema(self.student, self.config.ema_decay)
+        self._trained = self._optimized()
+        self._step = DistillStep(self.config, self.method, frozen, None, config.bf16)
+
+    def _optimized(self) -> Trained:
+        settings, modules = self.optimizer, self.method.modules
         betas = (settings.beta1, settings.beta2)
-        self._optimizers = Optimizers(
-            torch.optim.AdamW(
-                self.student.parameters(),
-                lr=settings.lr,
-                betas=betas,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            ),
-            torch.optim.AdamW(
-                heads.parameters(), lr=disc.lr, betas=betas, weight_decay=0.0, fused=True
-            ),
-            settings.grad_clip,
+        student = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=settings.lr,
+            betas=betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
+        others = None
+        if len(modules):
+            others = torch.optim.AdamW(
+                modules.parameters(),
+                lr=self.config.discriminator.lr,
+                betas=betas,
+                weight_decay=0.0,
+                fused=True,
+            )
+        return Trained(self.student, modules, student, others)
 
     def iterate(self, lr_scale: float) -> Mapping[str, float]:
-        """Both phases on one batch."""
-        for group in self._optimizers.student.param_groups:
+        """Every phase on one batch."""
+        for group in self._trained.student_optimizer.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
-        latents_BChw, text_embeds_BLD = self.latents.draw_embedded(self.optimizer.batch_size)
-        empty_BLD = self.latents.empty_embeds(len(latents_BChw))
-        metrics = distill_step(
-            self.networks,
-            self.config,
-            Sample(latents_BChw, text_embeds_BLD, empty_BLD),
-            self._optimizers,
-            bf16=self.run.bf16,
-        )
+        steps = self.method.critic_steps if len(self.method.modules) else 1
+        batches = []
+        for k in range(steps):
+            positions = range(self.optimizer.batch_size)
+            draws = Draws(self.run.seed, self.iteration * steps + k, positions, self.device)
+            batches.append(Batch(self.samples.sample(draws), draws))
+        metrics = self._step(self._trained, batches)
         self.ema.update(self.student)
+        self.iteration += 1
         return metrics
 
     @torch.no_grad()
@@ -116,31 +144,38 @@ class StudentTrainer:
             latents_BChw = sample_student(
                 self.student,
                 self.text,
-                self.networks.diffusion,
+                self.teacher.diffusion,
                 self._prompts,
                 range(len(self._prompts)),
-                self.latents.shape,
+                self.samples.shape,
                 self.config.timesteps[:1],
             )
-        return grid_image(to_uint8(self.networks.codec.decode(latents_BChw)), num_columns=12)
+        return grid_image(to_uint8(self.teacher.codec.decode(latents_BChw)), num_columns=12)
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, heads, both optimizers, average."""
+        """Student, the method's modules, both optimizers, average, cursor.
+
+        The random numbers and the order of the pictures follow from the iteration.
+        """
+        others = self._trained.modules_optimizer
         return {
             "student": self.student.state_dict(),
-            "heads": self.networks.discriminator.state_dict(),
-            "adam_student": self._optimizers.student.state_dict(),
-            "adam_heads": self._optimizers.discriminator.state_dict(),
+            "modules": self.method.modules.state_dict(),
+            "adam_student": self._trained.student_optimizer.state_dict(),
+            "adam_modules": None if others is None else others.state_dict(),
             "ema": self.ema.state_dict(),
+            "iteration": self.iteration,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.student.load_state_dict(state["student"])
-        self.networks.discriminator.load_state_dict(state["heads"])
-        self._optimizers.student.load_state_dict(state["adam_student"])
-        self._optimizers.discriminator.load_state_dict(state["adam_heads"])
+        self.method.modules.load_state_dict(state["modules"])
+        self._trained.student_optimizer.load_state_dict(state["adam_student"])
+        if self._trained.modules_optimizer is not None:
+            self._trained.modules_optimizer.load_state_dict(state["adam_modules"])
         self.ema.load_state_dict(state["ema"])
+        self.iteration = int(state["iteration"])
 
     def save_model(self, folder: Path) -> None:
         """Write the averaged student and the text encoder that it was trained with."""

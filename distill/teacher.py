@@ -16,12 +16,15 @@ from torch import nn
 
 from distill.autoencoder import Codec, encode_all
 from distill.checkpoint import Ema, averaged
+from distill.conditioning import Conditioning, PromptEncoder
 from distill.config import ConfigError, RunConfig, TeacherConfig, TextConfig, UnetConfig
 from distill.dataset import Pictures, probe_prompts, to_uint8
 from distill.device import half_precision
 from distill.diffusion import Diffusion
+from distill.draws import Draws
 from distill.encoders import TextEncoder
 from distill.grid import grid_image
+from distill.methods.base import Sample
 from distill.sampling import sample_teacher
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, D width.
@@ -73,9 +76,9 @@ def to_device(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditi
 
 
 class CaptionedLatents:
-    """Precomputed latents and token ids; draws batches of (latents, one random caption's ids)."""
+    """Precomputed latents and token ids; draws batches of (latents, one random caption)."""
 
-    def __init__(self, codec: Codec, text: TextEncoder, pictures: Pictures) -> None:
+    def __init__(self, codec: Codec, text: PromptEncoder, pictures: Pictures) -> None:
         """Encode every picture and every caption once."""
         self.latents_NChw = encode_all(codec, pictures)
         self._ids_ML = text.tokens([c for captions in pictures.captions for c in captions])
@@ -85,6 +88,8 @@ class CaptionedLatents:
         weights_N = np.ones(len(counts)) if pictures.weights_N is None else pictures.weights_N
         self._weights_N = torch.from_numpy(weights_N).float()
         self._empty_L = text.tokens([""])[0]
+        self._embeds: Conditioning | None = None
+        self._empty: Conditioning | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,32 +99,31 @@ class CaptionedLatents:
 
     def draw(self, num: int, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """latents_BChw and input_ids_BL; a caption is emptied with probability `dropout`."""
-        which_B, caption_B = self._draw_indices(num)
-        ids_BL = self._ids_ML[caption_B].clone()
-        ids_BL[torch.rand(num).to(ids_BL.device) < dropout] = self._empty_L
-        return self.latents_NChw[which_B], ids_BL
-
-    def _draw_indices(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+        where = self.latents_NChw.device
         which_B = torch.multinomial(self._weights_N, num, replacement=True)
         offset_B = (torch.rand(num) * self._counts_N[which_B]).long()
-        where = self.latents_NChw.device
-        return which_B.to(where), (self._first_N[which_B] + offset_B).to(where)
+        ids_BL = self._ids_ML[(self._first_N[which_B] + offset_B).to(where)].clone()
+        ids_BL[(torch.rand(num) < dropout).to(where)] = self._empty_L
+        return self.latents_NChw[which_B.to(where)], ids_BL
 
     @torch.no_grad()
-    def embed_captions(self, text: TextEncoder) -> None:
-        """Encode every caption once with a frozen text encoder, for `draw_embedded`."""
-        self._embeds_MLD = torch.cat([text(ids) for ids in self._ids_ML.split(256)])
-        self._empty_embeds_LD = text(self._empty_L[None])[0]
+    def embed_captions(self, text: PromptEncoder) -> None:
+        """Encode every caption once with a frozen text encoder, for `sample`."""
+        self._embeds = Conditioning.cat([text.encode(ids) for ids in self._ids_ML.split(256)])
+        self._empty = text.encode(self._empty_L[None])
 
-    def draw_embedded(self, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """latents_BChw and text_embeds_BLD."""
-        which_B, caption_B = self._draw_indices(num)
-        return self.latents_NChw[which_B], self._embeds_MLD[caption_B]
-
-    def empty_embeds(self, num: int) -> torch.Tensor:
-        """text_embeds_BLD of the empty caption."""
-        embeds_BLD: torch.Tensor = self._empty_embeds_LD.expand(num, -1, -1)
-        return embeds_BLD
+    def sample(self, draws: Draws) -> Sample:
+        """Pictures with their conditioning, for a distillation."""
+        assert self._embeds is not None and self._empty is not None
+        where = self.latents_NChw.device
+        which_B = draws.choice("picture", self._weights_N.tolist()).cpu()
+        offset_B = (draws.uniform("caption").cpu() * self._counts_N[which_B]).long()
+        caption_B = (self._first_N[which_B] + offset_B).to(where)
+        return Sample(
+            self.latents_NChw[which_B.to(where)],
+            self._embeds[caption_B],
+            self._empty.expand(len(draws)),
+        )
 
 
 class TeacherTrainer:

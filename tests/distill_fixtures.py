@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distill.autoencoder import Codec, build_autoencoder
+from distill.conditioning import Conditioning
 from distill.config import RunConfig, override
 from distill.dataset import Pictures, load_pictures
 from distill.diffusion import Diffusion
-from distill.discriminator import Discriminator
+from distill.draws import Draws
 from distill.encoders import TextEncoder
-from distill.features import TeacherFeatures, freeze
+from distill.features import freeze
+from distill.methods.base import Frozen, Sample
 from distill.presets import shapes_tiny
-from distill.step import Networks, Sample
 from distill.teacher import build_unet
+from distill.teachers.base import Teacher
 
 
 def tiny_config(*assignments: str) -> RunConfig:
@@ -58,26 +60,35 @@ def tiny_diffusion() -> Diffusion:
     return Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
 
 
-def tiny_networks() -> Networks:
-    """Student and teacher of different weights, heads on the teacher's features, a codec."""
-    config = tiny_config()
-    diffusion, codec = tiny_diffusion(), tiny_codec()
-    teacher = freeze(tiny_unet(seed=1))
-    features = TeacherFeatures(teacher, diffusion)
-    torch.manual_seed(2)
-    heads = Discriminator(features.channels, config.text.width, 16)
-    return Networks(tiny_unet(seed=3).train(), teacher, heads, features, codec, diffusion)
+def tiny_teacher() -> Teacher:
+    """All that a distillation needs of a teacher, untrained."""
+    text = tiny_text()
+    unet = freeze(tiny_unet(seed=1))
+    return Teacher(unet, text, tiny_codec(), tiny_diffusion(), text.spec.width)
+
+
+def tiny_frozen() -> Frozen:
+    """The same as a method is given it."""
+    teacher = tiny_teacher()
+    return Frozen(teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width)
+
+
+def tiny_draws(num: int = 2, iteration: int = 0) -> Draws:
+    """Random numbers of a whole batch."""
+    return Draws(4, iteration, range(num))
+
+
+def tiny_conditioning(num: int = 2, name: str = "text") -> Conditioning:
+    """Embeddings drawn at random."""
+    text = tiny_config().text
+    embeds_BLD = tiny_draws(num).normal(name, (text.max_tokens, text.width))
+    return Conditioning(embeds_BLD, embeds_BLD[:, -1])
 
 
 def tiny_sample(num: int = 2) -> Sample:
-    """Latents and text embeddings of a batch, drawn at random."""
-    text = tiny_config().text
-    generator = torch.Generator().manual_seed(4)
-    return Sample(
-        torch.randn((num, 4, 8, 8), generator=generator),
-        torch.randn((num, text.max_tokens, text.width), generator=generator),
-        torch.randn((num, text.max_tokens, text.width), generator=generator),
-    )
+    """Latents and conditioning of a batch, drawn at random."""
+    latents_BChw = tiny_draws(num).normal("latents", (4, 8, 8))
+    return Sample(latents_BChw, tiny_conditioning(num), tiny_conditioning(num, "empty"))
 
 
 def squeezenet_arrays() -> dict[str, NDArray[np.float32]]:

@@ -8,6 +8,7 @@ from typing import Literal
 from distill.config.sections import OptimizerConfig
 
 DistillWeight = Literal["exponential", "none"]
+MethodName = Literal["add"]
 FeatureSource = Literal["teacher", "folder"]
 
 
@@ -22,6 +23,13 @@ class DiscriminatorConfig:
         hooks: hidden states of the folder's model that get a head.
         input_size_px: side of the picture that the folder's model is given.
         noise_timesteps: range of timesteps drawn for the teacher's features.
+        condition: what the heads are told: the prompt's vector, the real picture's, or both
+            (arXiv:2311.17042, table 1b).
+        image_folder: a local vision model whose class token describes the real picture (the
+            paper's is DINOv2 ViT-L); None takes the teacher's middle block.
+        drop_image_at_noise: how often that description is left out where the student started
+            from pure noise and cannot know the picture.
+        augment: differentiable augmentations of what the folder's model sees.
     """
 
     features: FeatureSource = "teacher"
@@ -29,6 +37,10 @@ class DiscriminatorConfig:
     hooks: tuple[int, ...] = (2, 5, 8, 11)
     input_size_px: int = 224
     noise_timesteps: tuple[int, int] = (20, 800)
+    condition: Literal["none", "text", "image", "both"] = "both"
+    image_folder: str | None = None
+    drop_image_at_noise: float = 1.0
+    augment: tuple[str, ...] = ("colour", "translation", "cutout")
     head_width: int = 64
     lr: float = 5e-4
     r1_gamma: float = 1e-5
@@ -36,9 +48,12 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Adversarial Diffusion Distillation. Source: arXiv:2311.17042, section 3.
+    """Distillation of a student. Source: arXiv:2311.17042, section 3, where nothing else is said.
 
     Attributes:
+        method: how to distil; each is a module of distill/methods.
+        teacher_source: a local diffusers folder or a hub name; None takes the run's own teacher.
+        initialise: where the student's weights start (arXiv:2311.17042, table 1c).
         timesteps: the student's few timesteps, descending; the first must be the last of the
             schedule, where its input is pure noise.
         timestep_weights: how often each is drawn.
@@ -54,6 +69,9 @@ class StudentConfig:
             student to it.
     """
 
+    method: MethodName = "add"
+    teacher_source: str | None = None
+    initialise: Literal["teacher", "random"] = "teacher"
     timesteps: tuple[int, ...] = (999, 749, 499, 249)
     timestep_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     distill_weight: DistillWeight = "exponential"

@@ -1,0 +1,104 @@
+"""Adversarial Diffusion Distillation: an adversary, and the teacher's one-step opinion.
+
+Owns the student's losses of the paper and the two additions that a small set needs (a regression,
+and a held share for the adversary), both off by default. Source: arXiv:2311.17042, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from distill.conditioning import guided
+from distill.config import StudentConfig
+from distill.draws import Draws
+from distill.losses import distillation
+from distill.methods.adversary import Adversary
+from distill.methods.base import Fake, Frozen, Metrics, Sample
+
+# Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
+
+
+class AdversarialDiffusionDistillation:
+    """L = lambda_adversarial * L_adv + lambda_distill * L_distill (eq. 1)."""
+
+    critic_steps = 1
+
+    def __init__(self, config: StudentConfig, frozen: Frozen, adversary: Adversary | None) -> None:
+        """Join the losses; without an adversary only the teacher speaks."""
+        self._config = config
+        self._frozen = frozen
+        self._adversary = adversary
+        heads = {} if adversary is None else {"heads": adversary.heads}
+        self.modules = nn.ModuleDict(heads)
+        in_pixels = adversary is None or adversary.features.space == "pixel"
+        self.is_in_pixels = in_pixels and config.distill_space == "pixel"
+
+    def critic_loss(
+        self, modules: nn.ModuleDict, sample: Sample, fake: Fake, draws: Draws
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Hinge loss of the heads."""
+        assert self._adversary is not None
+        return self._adversary.critic_loss(modules["heads"], sample, fake, draws)
+
+    def student_losses(self, sample: Sample, fake: Fake, draws: Draws) -> dict[str, torch.Tensor]:
+        """The weighted losses by name."""
+        config, losses = self._config, {}
+        if self._adversary is not None:
+            loss = self._adversary.student_loss(sample, fake, draws)
+            losses["adversarial"] = config.lambda_adversarial * loss
+        if config.lambda_distill:
+            losses["distill"] = config.lambda_distill * self._distillation(sample, fake, draws)
+        if config.lambda_reconstruct:
+            losses["reconstruct"] = config.lambda_reconstruct * self._reconstruction(sample, fake)
+        return losses
+
+    def combine(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One gradient on the picture; the adversary's may be held at a share of the others'.
+
+        Held picture by picture, so that the result does not depend on how a batch is split.
+        """
+        share = self._config.adversarial_share
+        if share is not None and "adversarial" in gradients and len(gradients) > 1:
+            pull = torch.stack([g for k, g in gradients.items() if k != "adversarial"]).sum(0)
+            push = gradients["adversarial"]
+            scale_B = share * _norms(pull) / _norms(push).clamp_min(1e-12)
+            gradients = gradients | {"adversarial": push * scale_B.view(-1, 1, 1, 1)}
+        return torch.stack(list(gradients.values())).sum(0)
+
+    def _distillation(self, sample: Sample, fake: Fake, draws: Draws) -> torch.Tensor:
+        """Distance to what the teacher sees in the student's picture, noised again (eq. 4)."""
+        config, diffusion, codec = self._config, self._frozen.diffusion, self._frozen.codec
+        with torch.no_grad():
+            timestep_B = draws.integers("teacher_timestep", *config.teacher_timesteps)
+            noise_BChw = draws.normal("teacher_noise", fake.latents_BChw.shape[1:])
+            noisy_BChw = diffusion.add_noise(fake.latents_BChw.detach(), noise_BChw, timestep_B)
+            prediction_BChw = guided(
+                self._frozen.teacher,
+                noisy_BChw,
+                timestep_B,
+                sample.conditioning,
+                empty=sample.empty,
+                guidance=config.teacher_guidance,
+            )
+            target = diffusion.denoised(prediction_BChw, noisy_BChw, timestep_B)
+            if config.distill_space == "pixel":
+                target = codec.decode(target).float()
+            weight_B = torch.ones(len(sample), device=diffusion.device)
+            if config.distill_weight == "exponential":
+                weight_B = diffusion.alphas_T[timestep_B]
+        made = fake.images(codec) if config.distill_space == "pixel" else fake.latents_BChw
+        return distillation(made.float(), target, weight_B)
+
+    def _reconstruction(self, sample: Sample, fake: Fake) -> torch.Tensor:
+        if self.is_in_pixels:
+            codec = self._frozen.codec
+            gap = fake.images(codec).float() - sample.real_images(codec)
+        else:
+            gap = fake.latents_BChw - sample.latents_BChw
+        loss: torch.Tensor = gap.pow(2).mean()
+        return loss
+
+
+def _norms(gradient_BCxx: torch.Tensor) -> torch.Tensor:
+    return gradient_BCxx.flatten(1).norm(dim=1)

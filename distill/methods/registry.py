@@ -1,0 +1,40 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distill.config import StudentConfig
+from distill.features import build_embedder, build_features
+from distill.methods.add import AdversarialDiffusionDistillation
+from distill.methods.adversary import Adversary, Condition
+from distill.methods.base import Frozen, Method
+
+
+def build_adversary(config: StudentConfig, frozen: Frozen) -> Adversary | None:
+    """The discriminator that the config describes, or None where its loss has no weight."""
+    if not config.lambda_adversarial:
+        return None
+    disc, device = config.discriminator, frozen.codec.device
+    is_told = disc.condition in ("text", "both")
+    return Adversary(
+        disc,
+        build_features(disc, frozen.teacher, frozen.diffusion, device),
+        Condition(
+            frozen.pooled_width if is_told else 0, build_embedder(disc, frozen.teacher, device)
+        ),
+        frozen,
+        last_timestep=frozen.diffusion.num_timesteps - 1,
+    )
+
+
+def _add(config: StudentConfig, frozen: Frozen) -> Method:
+    return AdversarialDiffusionDistillation(config, frozen, build_adversary(config, frozen))
+
+
+METHODS: dict[str, Callable[[StudentConfig, Frozen], Method]] = {"add": _add}
+
+
+def build_method(config: StudentConfig, frozen: Frozen) -> Method:
+    """Return the method that the config names."""
+    return METHODS[config.method](config, frozen)

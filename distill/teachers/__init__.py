@@ -1,0 +1,1 @@
+"""Diffusion models that a student can be distilled from."""
