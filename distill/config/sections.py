@@ -13,7 +13,12 @@ class DataConfig:
     """Which captioned pictures are read.
 
     Attributes:
-        path: Parquet file or folder of them, or "shapes" for the set that the project draws.
+        path: Parquet file, folder of Parquet or WebDataset .tar files, folder of captioned
+            pictures, or "shapes" for the set that the project draws.
+        access: "memory" decodes the whole set at the start; "stream" decodes pictures as they
+            are drawn, for sets larger than memory; "precomputed" reads the latents and text
+            embeddings that `onestep-distill precompute` wrote.
+        fit: how a picture that is not square becomes so: its middle, white margins, or distorted.
         heldout_path: Parquet file of (concept, style) pairs kept from training, for evaluation.
         styles: styles to keep; empty keeps all.
         concepts: names to keep; empty keeps all. The autoencoder sees all pictures all the same.
@@ -22,11 +27,17 @@ class DataConfig:
         rare_groups: groups of concepts that are drawn less often, `rare_group_weight` times, and
             never recoloured.
         recoloured_share: share of the drawn samples that show a picture in another colour, its
-            caption saying so.
+            caption saying so; of a stream, at most that share.
+        num_shapes: how many pictures of "shapes".
+        shuffle_blocks: a stream shuffles the rows of this many blocks (row groups, runs of a
+            tar's samples) together, which it holds in memory.
+        num_read_threads: threads that read and decode a stream.
     """
 
     path: str = "shapes"
     heldout_path: str | None = None
+    access: Literal["memory", "stream", "precomputed"] = "memory"
+    fit: Literal["crop", "pad", "stretch"] = "crop"
     image_size_px: int = 128
     styles: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
@@ -35,6 +46,8 @@ class DataConfig:
     rare_group_weight: float = 0.3
     recoloured_share: float = 0.0
     num_shapes: int = 512
+    shuffle_blocks: int = 8
+    num_read_threads: int = 4
 
 
 @dataclass(frozen=True)

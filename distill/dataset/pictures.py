@@ -1,30 +1,28 @@
 """Captioned pictures in memory.
 
-Owns reading Parquet (columns `image` bytes and `captions` list or `caption` string, the form of
-Hugging Face datasets) into one array, skipping what is damaged, and drawing random batches.
-Knows nothing of models.
+Owns reading a whole set into one array, choosing among it and weighing it. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from distill.config import ConfigError, DataConfig
+from distill.dataset.forms import REMEDY, open_rows
+from distill.dataset.rows import DamagedRow, Row, Rows, decode_row
 from distill.recolour import recoloured
 from distill.shapes import draw_shapes
 
 logger = logging.getLogger(__name__)
+
+# Shape suffixes: N pictures, H/W pixels, C channel.
+
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,16 @@ class Pictures:
         """Number of pictures."""
         return len(self.captions)
 
+    def row(self, index: int) -> Row:
+        """One picture."""
+        return Row(
+            self.images_NHWC[index],
+            self.captions[index],
+            self.names[index],
+            self.styles[index],
+            self.groups[index],
+        )
+
     def select(self, indices: Sequence[int]) -> Pictures:
         """Return the pictures at `indices`."""
         return Pictures(
@@ -70,22 +78,22 @@ def load_pictures(config: DataConfig) -> Pictures:
     """Read everything that `config.path` names, at `config.image_size_px`.
 
     Raises:
-        ConfigError: the path does not exist, holds no Parquet file or no readable picture.
+        ConfigError: the path does not exist, holds no readable captioned picture.
     """
     if config.path == "shapes":
         try:
-            rows = draw_shapes(config.num_shapes, config.image_size_px)
-            return _collect(rows, config, "shapes")
+            drawn = draw_shapes(config.num_shapes, config.image_size_px)
+            return _joined([decode_row(raw, config) for raw in drawn], 0)
         except ValueError as error:
             raise ConfigError(f"data.num_shapes: {error}") from error
-    return _read_parquet(config.path, config, "data.path")
+    return collect(open_rows(config.path, config, "data.path"), config)
 
 
 def load_heldout(config: DataConfig) -> Pictures | None:
     """Read the (concept, style) pairs kept from training, or None where none are named."""
     if config.heldout_path is None:
         return None
-    pictures = _read_parquet(config.heldout_path, config, "data.heldout_path")
+    pictures = collect(open_rows(config.heldout_path, config, "data.heldout_path"), config)
     return filter_pictures(pictures, config)
 
 
@@ -132,83 +140,41 @@ def for_training(pictures: Pictures, config: DataConfig) -> Pictures:
     )
 
 
-def _read_parquet(source: str, config: DataConfig, field: str) -> Pictures:
-    path = Path(source)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise ConfigError(f"{field}: no Parquet file at {path}")
-    return _collect(_parquet_rows(files), config, f"{field} {path}")
+def collect(rows: Rows, config: DataConfig) -> Pictures:
+    """Decode all rows; damaged ones are left out, counted and the first few named.
 
-
-def _parquet_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
-    for file in files:
+    Raises:
+        ConfigError: no row can be used.
+    """
+    kept: list[Row] = []
+    reasons: list[str] = []
+    for index in range(len(rows)):
         try:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):  # whole groups before a damaged one
-                for batch in parquet.iter_batches(batch_size=256, row_groups=[group]):
-                    yield from batch.to_pylist()
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            logger.warning("skipping the rest of %s: %s", file, error)
-            yield {"image": None, "file": str(file)}
-
-
-def _decode(row: Mapping[str, Any], size_px: int) -> NDArray[np.uint8] | None:
-    content = row.get("image")
-    if isinstance(content, dict):  # the datasets library nests bytes beside a path
-        content = content.get("bytes")
-    if isinstance(content, Image.Image):
-        picture = content
-    elif isinstance(content, bytes):
-        try:
-            picture = Image.open(io.BytesIO(content))
-            picture.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
-    else:
-        return None
-    picture = picture.convert("RGBA")
-    ground = Image.new("RGBA", picture.size, "white")
-    ground.alpha_composite(picture)
-    flat = ground.convert("RGB")
-    if flat.size != (size_px, size_px):
-        flat = flat.resize((size_px, size_px), Image.Resampling.LANCZOS)
-    return np.asarray(flat, dtype=np.uint8)
-
-
-def _captions(row: Mapping[str, Any], config: DataConfig) -> tuple[str, ...]:
-    captions = row.get("captions") or row.get("caption") or []
-    if isinstance(captions, str):
-        captions = [captions]
-    kept = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
-    names = [n.lower() for n in (row.get("name"), *(row.get("alt_names") or ())) if n]
-    if config.num_other_captions is None or not names:
-        return kept
-    is_named = [any(name in c.lower() for name in names) for c in kept]
-    named = tuple(c for c, is_one in zip(kept, is_named, strict=True) if is_one)
-    others = sorted((c for c in kept if c not in named), key=len, reverse=True)
-    return named + tuple(others[: config.num_other_captions]) if named else kept
-
-
-def _collect(rows: Iterator[Mapping[str, Any]], config: DataConfig, source: str) -> Pictures:
-    images, captions, names, styles, groups = [], [], [], [], []
-    num_skipped = 0
-    for row in rows:
-        image = _decode(row, config.image_size_px)
-        texts = _captions(row, config)
-        if image is None or not texts:
-            num_skipped += 1
-            continue
-        images.append(image)
-        captions.append(texts)
-        names.append(row.get("name") or "")
-        styles.append(row.get("style") or "")
-        groups.append(row.get("group") or "")
+            kept.append(decode_row(rows.read(index), config))
+        except DamagedRow as error:
+            reasons.append(f"{rows.where(index)}: {error}")
+    num_skipped = len(reasons) + rows.num_unreadable_files
     if num_skipped:
-        logger.warning("skipped %d damaged or captionless rows of %s", num_skipped, source)
-    if not images:
-        raise ConfigError(f"{source}: no readable picture with a caption")
+        logger.warning(
+            "skipped %d damaged or captionless rows of %s: %s",
+            num_skipped,
+            rows.label,
+            "; ".join(reasons[:_MAX_NAMED]),
+        )
+    if not kept:
+        found = "; ".join(reasons[:_MAX_NAMED]) or "no row"
+        raise ConfigError(f"{rows.label}: no readable picture with a caption ({found}); {REMEDY}")
+    return _joined(kept, num_skipped)
+
+
+def _joined(rows: Sequence[Row], num_skipped: int) -> Pictures:
     return Pictures(
-        np.stack(images), tuple(captions), tuple(names), tuple(styles), tuple(groups), num_skipped
+        np.stack([row.image_HWC for row in rows]),
+        tuple(row.captions for row in rows),
+        tuple(row.name for row in rows),
+        tuple(row.style for row in rows),
+        tuple(row.group for row in rows),
+        num_skipped,
     )
 
 
@@ -216,15 +182,3 @@ def probe_prompts(pictures: Pictures, num: int) -> list[str]:
     """`num` prompts spread over the set, for the sheets that a person looks at."""
     stride = max(1, len(pictures) // num)
     return [texts[-1] for texts in pictures.captions[::stride]][:num]
-
-
-def to_model_range(images_BHWC: torch.Tensor) -> torch.Tensor:
-    """uint8 BHWC in 0..255 to float32 BCHW in [-1, 1]."""
-    return images_BHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def to_uint8(images_BCHW: torch.Tensor) -> NDArray[np.uint8]:
-    """Float BCHW in [-1, 1] to uint8 BHWC in 0..255, rounded and clamped."""
-    scaled = images_BCHW.float().add(1.0).mul(127.5).round().clamp(0, 255)
-    array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
-    return array

@@ -198,7 +198,7 @@ def test_a_wrong_field_is_one_line_of_a_quick_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("data", "--data", "gone.parquet"), "data.path: no Parquet file at gone.parquet"),
+        (("data", "--data", "gone.parquet"), "data.path: nothing at gone.parquet"),
         (("teacher", "--out", "run"), "no autoencoder at run/autoencoder/model: run `onestep-"),
         (("export", "--out", "run"), "no student in run: run `onestep-distill train` first"),
         (("evaluate", "--out", "run", "--features", "a.npz"), "--features: no file at a.npz"),
