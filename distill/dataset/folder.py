@@ -73,7 +73,9 @@ class FolderRows:
             DamagedRow: the picture or its caption cannot be read.
         """
         path, metadata = self._rows[index]
-        raw: dict[str, Any] = {"captions": _words_beside(path)} if metadata is None else {**metadata}
+        raw: dict[str, Any] = (
+            {"captions": _words_beside(path)} if metadata is None else {**metadata}
+        )
         if "error" in raw:
             raise DamagedRow(raw["error"])
         if with_image:
