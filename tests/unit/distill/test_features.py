@@ -7,13 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_fixtures import tiny_codec, tiny_config, tiny_diffusion, tiny_sample, tiny_unet
+from distill_fixtures import (
+    tiny_codec,
+    tiny_config,
+    tiny_diffusion,
+    tiny_draws,
+    tiny_sample,
+    tiny_unet,
+)
 from transformers import Dinov2Config, Dinov2Model
 
 from distill.config import ConfigError, DiscriminatorConfig
-from distill.features import FolderFeatures, TeacherFeatures, build_features, freeze
+from distill.features import (
+    FolderEmbedder,
+    FolderFeatures,
+    Look,
+    TeacherEmbedder,
+    TeacherFeatures,
+    build_embedder,
+    build_features,
+    freeze,
+)
 
 NUM_LAYERS = 3
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +60,15 @@ def _config(folder: Path | None, hooks: tuple[int, ...] = (0, 2)) -> Discriminat
     )
 
 
+RANGE = (100, 800)
+
+
 def test_the_teachers_maps_have_the_promised_channels() -> None:
     unet, sample = freeze(tiny_unet()), tiny_sample()
-    features = TeacherFeatures(unet, tiny_diffusion())
+    features = TeacherFeatures(unet, tiny_diffusion(), RANGE)
     assert features.channels == (32, 64, 64)
     latents = sample.latents_BChw.requires_grad_()
-    maps = features(latents, sample.text_embeds_BLD, torch.tensor([100, 800]))
+    maps = features(Look(latents_BChw=latents), sample.conditioning, tiny_draws())
     assert [tuple(m.shape) for m in maps] == [(2, 32, 8, 8), (2, 64, 4, 4), (2, 64, 4, 4)]
     for m in maps:
         (gradient,) = torch.autograd.grad(m.sum(), latents, retain_graph=True)
@@ -60,76 +80,116 @@ def test_the_teachers_maps_have_the_promised_channels() -> None:
 def test_the_teachers_last_map_is_what_its_up_blocks_get() -> None:
     """The first half is run by hand here, so it is held against the whole network."""
     unet, sample, diffusion = freeze(tiny_unet()), tiny_sample(), tiny_diffusion()
-    timestep_B = torch.tensor([100, 800])
     caught: list[torch.Tensor] = []
     hook = unet.mid_block.register_forward_hook(lambda m, inputs, output: caught.append(output))
-    torch.manual_seed(0)
-    maps = TeacherFeatures(unet, diffusion)(sample.latents_BChw, sample.text_embeds_BLD, timestep_B)
-    torch.manual_seed(0)
-    noise = torch.randn_like(sample.latents_BChw)
+    draws = tiny_draws()
+    features = TeacherFeatures(unet, diffusion, RANGE)
+    maps = features(Look(latents_BChw=sample.latents_BChw), sample.conditioning, draws)
+    caught.clear()
+    timestep_B = draws.integers("feature_timestep", *RANGE)
+    noise = draws.normal("feature_noise_fake", (4, 8, 8))
     noisy = diffusion.add_noise(sample.latents_BChw, noise, timestep_B)
-    unet(noisy, timestep_B, sample.text_embeds_BLD)
+    unet(noisy, timestep_B, sample.conditioning.text_embeds_BLD)
     hook.remove()
     torch.testing.assert_close(maps[-1], caught[-1])
 
 
+@torch.no_grad()
+def test_real_and_fake_share_the_level_and_not_the_noise() -> None:
+    sample = tiny_sample()
+    features = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion(), RANGE)
+    look = Look(latents_BChw=sample.latents_BChw)
+    first, again, real = (
+        features(look, sample.conditioning, tiny_draws(), name)[0]
+        for name in ("fake", "fake", "real")
+    )
+    torch.testing.assert_close(first, again)
+    assert (first - real).abs().max() > 1e-3
+    at_one = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion(), (0, 0))
+    # At the lowest level there is next to no noise, so the two must come together.
+    near = [at_one(look, sample.conditioning, tiny_draws(), name)[0] for name in ("fake", "real")]
+    assert (near[0] - near[1]).abs().max() < 0.5 * (first - real).abs().max()
+
+
+@torch.no_grad()
 def test_the_text_matters_to_the_teachers_maps() -> None:
     sample = tiny_sample()
-    features = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion())
+    features = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion(), RANGE)
+    look = Look(latents_BChw=sample.latents_BChw)
+    with_text = features(look, sample.conditioning, tiny_draws())
+    without = features(look, sample.empty, tiny_draws())
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(with_text, without, strict=True))
 
-    def maps(text_embeds_BLD: torch.Tensor) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        return features(sample.latents_BChw, text_embeds_BLD, torch.tensor([100, 800]))
 
-    pairs = zip(maps(sample.text_embeds_BLD), maps(sample.empty_embeds_BLD), strict=True)
-    assert all((a - b).abs().max() > 1e-4 for a, b in pairs)
+def _see(features: FolderFeatures, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
+    num = len(images_BCHW)
+    return features(Look(images_BCHW=images_BCHW), tiny_sample(num).conditioning, tiny_draws(num))
 
 
 def test_a_folders_maps_have_the_promised_channels(vision_folder: Path) -> None:
-    sample = tiny_sample()
-    features = FolderFeatures(_config(vision_folder), tiny_codec())
+    features = FolderFeatures(_config(vision_folder), CPU)
     assert features.channels == (16, 16, 16)
-    latents = sample.latents_BChw.requires_grad_()
-    maps = features(latents, sample.text_embeds_BLD, torch.tensor([0, 0]))
+    images = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
+    maps = _see(features, images)
     # 45 pixels hold three whole patches of 14 along each axis.
     assert [tuple(m.shape) for m in maps] == [(2, 16, 3, 3)] * 3
     for m in maps:
-        (gradient,) = torch.autograd.grad(m.pow(2).sum(), latents, retain_graph=True)
+        (gradient,) = torch.autograd.grad(m.pow(2).sum(), images, retain_graph=True)
         assert gradient.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_pixels_beyond_the_range_keep_their_gradient(vision_folder: Path) -> None:
+    features = FolderFeatures(_config(vision_folder), CPU)
+    images = torch.full((1, 3, 42, 42), 1.5).requires_grad_()
+    (gradient,) = torch.autograd.grad(_see(features, images)[0].pow(2).sum(), images)
+    assert gradient.abs().min() > 0
 
 
 @torch.no_grad()
 def test_cells_keep_their_place_in_the_picture(vision_folder: Path) -> None:
-    codec = tiny_codec()
-    features = FolderFeatures(_config(vision_folder), codec)
+    features = FolderFeatures(_config(vision_folder), CPU)
     still = torch.zeros((1, 3, 42, 42))
     touched = still.clone()
     touched[:, :, 14:28, 28:] = 1.0  # middle row, right column
-
-    def first_map(images_BCHW: torch.Tensor) -> torch.Tensor:
-        codec.decode = lambda latents_BChw: images_BCHW  # type: ignore[method-assign]  # a picture
-        return features(torch.zeros(1), torch.zeros(1), torch.zeros(1))[0]
-
-    moved = (first_map(still) - first_map(touched)).abs().sum(1)[0]
+    moved = (_see(features, still)[0] - _see(features, touched)[0]).abs().sum(1)[0]
     assert moved.argmax().item() == 1 * 3 + 2
     assert (moved > 1e-5).sum() == 1
 
 
 def test_the_config_chooses_the_source(vision_folder: Path) -> None:
-    unet, codec, diffusion = freeze(tiny_unet()), tiny_codec(), tiny_diffusion()
+    unet, diffusion = freeze(tiny_unet()), tiny_diffusion()
     teacher = tiny_config().student.discriminator
-    assert isinstance(build_features(teacher, unet, diffusion, codec), TeacherFeatures)
-    folder = _config(vision_folder)
-    assert isinstance(build_features(folder, unet, diffusion, codec), FolderFeatures)
+    assert isinstance(build_features(teacher, unet, diffusion, CPU), TeacherFeatures)
+    assert isinstance(build_features(_config(vision_folder), unet, diffusion, CPU), FolderFeatures)
+
+
+@torch.no_grad()
+def test_the_config_chooses_who_describes_the_real_picture(vision_folder: Path) -> None:
+    unet, sample, codec = freeze(tiny_unet()), tiny_sample(), tiny_codec()
+    for condition in ("none", "text"):
+        silent = replace(_config(vision_folder), condition=condition)
+        assert build_embedder(silent, unet, CPU) is None
+    from_teacher = build_embedder(_config(vision_folder), unet, CPU)
+    assert isinstance(from_teacher, TeacherEmbedder)
+    assert from_teacher(sample, codec).shape == (2, from_teacher.width) == (2, 64)
+    config = replace(_config(vision_folder), condition="image", image_folder=str(vision_folder))
+    from_folder = build_embedder(config, unet, CPU)
+    assert isinstance(from_folder, FolderEmbedder)
+    described = from_folder(sample, codec)
+    assert described.shape == (2, 16)
+    assert (described[0] - described[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("hooks", [(), (0, NUM_LAYERS), (-1,)])
 def test_hooks_that_do_not_exist_are_refused(vision_folder: Path, hooks: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"student\.discriminator\.hooks must lie in 0\.\.2"):
-        FolderFeatures(_config(vision_folder, hooks), tiny_codec())
+        FolderFeatures(_config(vision_folder, hooks), CPU)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     message = r"student\.discriminator\.folder: no model at .*gone"
     with pytest.raises(ConfigError, match=message):
-        FolderFeatures(_config(tmp_path / "gone"), tiny_codec())
+        FolderFeatures(_config(tmp_path / "gone"), CPU)
+    config = replace(_config(None), image_folder=str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"student\.discriminator\.image_folder: no model"):
+        FolderEmbedder(config, CPU)
