@@ -28,7 +28,7 @@ def open_rows(
         source: path of a file or a folder.
         config: how rows are read.
         field: what to call the path in an error.
-        index_folder: where the indexes of tars are kept.
+        index_folder: where the indexes of the files are kept.
 
     Raises:
         ConfigError: there is nothing of a known form, or of more than one.
@@ -39,7 +39,7 @@ def open_rows(
     num_held = config.shuffle_blocks + 2
     if path.is_file():
         if path.suffix == ".parquet":
-            return ParquetRows([path], label, num_held)
+            return ParquetRows([path], label, num_held, index_folder)
         if path.suffix == ".tar":
             return TarRows([path], label, index_folder)
         raise ConfigError(f"{field}: {path} is of no known form: {REMEDY}")
@@ -49,7 +49,7 @@ def open_rows(
     if parquets and tars:
         raise ConfigError(f"{field}: {path} holds both Parquet and .tar files: name one of them")
     if parquets:
-        return ParquetRows(parquets, label, num_held)
+        return ParquetRows(parquets, label, num_held, index_folder)
     if tars:
         return TarRows(tars, label, index_folder)
     metadata = [p for p in find_files(path, ".jsonl", ".csv") if p.name in METADATA_NAMES]

@@ -6,7 +6,9 @@ Owns finding a row in the row groups of many files, and holding only the last fe
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -34,13 +36,19 @@ class ParquetRows:
     own rows only.
     """
 
-    def __init__(self, files: Sequence[Path], label: str, num_groups_held: int) -> None:
+    def __init__(
+        self, files: Sequence[Path], label: str, num_groups_held: int, index_folder: Path | None
+    ) -> None:
         """Read the footers.
 
         Args:
             files: in the order of the rows.
             label: what the user called them.
             num_groups_held: row groups kept in memory at once.
+            index_folder: where the files' numbers of rows are kept; None keeps none.
+
+        Raises:
+            ConfigError: a file has no pictures in it.
         """
         self.label = label
         self.num_unreadable_files = 0
@@ -49,26 +57,16 @@ class ParquetRows:
         known = sha256()
         for file in files:
             try:
-                with pq.ParquetFile(file) as parquet:
-                    metadata, columns = parquet.metadata, parquet.schema_arrow.names
+                group_sizes = _indexed(file, label, index_folder)
+            except ConfigError:
+                raise
             except _ARROW_ERRORS as error:
                 logger.warning("skipping %s: %s", file, error)
                 self.num_unreadable_files += 1
                 continue
-            if "image" not in columns:
-                raise ConfigError(
-                    f"{label}: {file.name} has no column `image`; it has {', '.join(columns)}"
-                )
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-            if any(group.total_byte_size > _LARGE_GROUP_BYTES for group in groups):
-                logger.warning(
-                    "%s has row groups above 1 GiB, held whole in memory: write it again with "
-                    "row_group_size=1000 or fewer",
-                    file,
-                )
-            self._groups += [(file, i) for i in range(len(groups))]
-            sizes += [group.num_rows for group in groups]
-            known.update(f"{file.name} {file.stat().st_size} {len(groups)}\n".encode())
+            self._groups += [(file, i) for i in range(len(group_sizes))]
+            sizes += group_sizes
+            known.update(f"{file.name} {group_sizes}\n".encode())
         self.block_sizes = tuple(sizes)
         self.fingerprint = known.hexdigest()
         self._first = np.fromiter(itertools.accumulate(sizes, initial=0), dtype=np.int64)
@@ -116,3 +114,45 @@ class ParquetRows:
         if table.num_rows != self.block_sizes[group]:
             return OSError("it changed since the start")
         return table
+
+
+def _group_sizes(file: Path, label: str) -> list[int]:
+    """Rows of each row group, as the footer says."""
+    with pq.ParquetFile(file) as parquet:
+        metadata, columns = parquet.metadata, parquet.schema_arrow.names
+    if "image" not in columns:
+        raise ConfigError(
+            f"{label}: {file.name} has no column `image`; it has {', '.join(columns)}"
+        )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if any(group.total_byte_size > _LARGE_GROUP_BYTES for group in groups):
+        logger.warning(
+            "%s has row groups above 1 GiB, held whole in memory: write it again with "
+            "row_group_size=1000 or fewer",
+            file,
+        )
+    return [group.num_rows for group in groups]
+
+
+def _indexed(file: Path, label: str, index_folder: Path | None) -> list[int]:
+    """The rows of each row group; those of the last start where the file is damaged since.
+
+    Its rows are then replaced one by one as they are drawn, and every other row keeps its place.
+    """
+    if index_folder is None:
+        return _group_sizes(file, label)
+    name = sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    path = index_folder / f"{file.stem}-{name}.json"
+    try:
+        sizes = _group_sizes(file, label)
+    except _ARROW_ERRORS:
+        if not path.is_file():
+            raise
+        logger.warning("%s cannot be read any more: its rows will be replaced", file)
+        before: list[int] = json.loads(path.read_text())
+        return before
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(sizes))
+    partial.replace(path)
+    return sizes

@@ -118,6 +118,8 @@ def for_training(pictures: Pictures, config: DataConfig) -> Pictures:
     """Weigh the groups, and add recoloured pictures where the config asks for them."""
     weights_N = np.ones(len(pictures))
     weights_N[np.isin(pictures.groups, config.rare_groups)] = config.rare_group_weight
+    if not weights_N.any():
+        raise ConfigError("data.rare_group_weight 0 leaves no picture: every group is rare")
     if not config.recoloured_share:
         return replace(pictures, weights_N=weights_N)
     found = []

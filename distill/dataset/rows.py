@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distill.config import DataConfig
 
@@ -99,6 +99,8 @@ def decode_image(content: Any, config: DataConfig) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return _fitted(ImageOps.exif_transpose(picture), config)
+    except UnidentifiedImageError as error:
+        raise DamagedRow("not a picture") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DamagedRow(f"damaged picture: {error}") from error
 

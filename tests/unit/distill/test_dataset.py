@@ -18,6 +18,7 @@ from PIL import Image
 from distill.config import ConfigError, DataConfig
 from distill.dataset import (
     filter_pictures,
+    for_training,
     load_heldout,
     load_pictures,
     probe_prompts,
@@ -214,3 +215,9 @@ def test_pixels_come_back_exactly() -> None:
     assert np.array_equal(to_uint8(scaled_BCHW), every)
     beyond = torch.tensor([-3.0, 3.0, 0.5]).view(1, 3, 1, 1)
     assert to_uint8(beyond).flatten().tolist() == [0, 255, 191]
+
+
+def test_weights_that_leave_nothing_are_refused() -> None:
+    pictures = load_pictures(DataConfig(num_shapes=4, image_size_px=8))
+    with pytest.raises(ConfigError, match=r"data\.rare_group_weight 0 leaves no picture"):
+        for_training(pictures, DataConfig(rare_groups=("single",), rare_group_weight=0.0))
