@@ -7,9 +7,10 @@ arXiv:2311.17042, section 3.2). Gradients flow to the picture; no weight is ever
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,6 +26,7 @@ from distill.draws import Draws
 
 # Shape suffixes: B batch, C channel, h/w cells, L tokens, D width, N patches.
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -152,25 +154,39 @@ class TeacherEmbedder:
         return maps[-1].mean((2, 3))
 
 
-class VisionModel:
-    """A frozen vision transformer from a local folder, and how pictures are given to it."""
+def load_vision_model(source: str, field: str) -> Any:
+    """A vision transformer from a local folder, or from the hub by its name.
 
-    def __init__(self, folder: str | None, field: str, side_px: int, device: torch.device) -> None:
+    Raises:
+        ConfigError: the folder holds no model, or the hub gives none.
+    """
+    is_local = Path(source).exists() or not _HUB_NAME.fullmatch(source)
+    if is_local and not (Path(source) / "config.json").is_file():
+        raise ConfigError(f"{field}: no model at {source}: give a transformers folder")
+    try:
+        return AutoModel.from_pretrained(source, local_files_only=is_local)
+    except OSError as error:
+        raise ConfigError(
+            f"{field}: {source} cannot be loaded ({error}); download it and give its folder"
+        ) from error
+
+
+class VisionModel:
+    """A frozen vision transformer, and how pictures are given to it."""
+
+    def __init__(self, source: str, field: str, side_px: int, device: torch.device) -> None:
         """Load the model.
 
         Args:
-            folder: a transformers folder, such as a DINOv2.
+            source: a transformers folder or a hub name, such as a DINOv2's.
             field: the config's field, for the error.
             side_px: of the picture it is given, rounded down to whole patches.
             device: where it runs.
 
         Raises:
-            ConfigError: no model lies there.
+            ConfigError: there is no such model.
         """
-        path = Path(folder or "")
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"{field}: no model at {path}")
-        self.model = AutoModel.from_pretrained(path, local_files_only=True).to(device)
+        self.model = load_vision_model(source, field).to(device)
         freeze(self.model)
         patch = int(self.model.config.patch_size)
         self.side_px = max(patch, side_px // patch * patch)
@@ -186,7 +202,7 @@ class VisionModel:
         return functional.interpolate(scaled_BCHW, size=side, mode="bilinear", antialias=True)
 
 
-class FolderFeatures:
+class VisionFeatures:
     """Patch embedding and hidden states of a vision transformer; takes no noise, no text."""
 
     space: Literal["latent", "pixel"] = "pixel"
@@ -195,10 +211,10 @@ class FolderFeatures:
         """Load the frozen model that the config names.
 
         Raises:
-            ConfigError: the folder is missing or the hooks do not exist in the model.
+            ConfigError: there is no such model, or it lacks the hooks.
         """
         self._vision = VisionModel(
-            config.folder, "student.discriminator.folder", config.input_size_px, device
+            config.vision_model, "student.discriminator.vision_model", config.input_size_px, device
         )
         num_layers = self._vision.model.config.num_hidden_layers
         if not config.hooks or not all(0 <= hook < num_layers for hook in config.hooks):
@@ -220,13 +236,14 @@ class FolderFeatures:
         ]
 
 
-class FolderEmbedder:
+class VisionEmbedder:
     """The class token of a vision transformer for the real pictures."""
 
     def __init__(self, config: DiscriminatorConfig, device: torch.device) -> None:
         """Load the frozen model that the config names."""
+        source = config.image_model or ""
         self._vision = VisionModel(
-            config.image_folder, "student.discriminator.image_folder", config.input_size_px, device
+            source, "student.discriminator.image_model", config.input_size_px, device
         )
         self.width = self._vision.width
 
@@ -246,7 +263,7 @@ def build_features(
     """Return the source that the config names."""
     if config.features == "teacher":
         return TeacherFeatures(teacher, diffusion, config.noise_timesteps)
-    return FolderFeatures(config, device)
+    return VisionFeatures(config, device)
 
 
 def build_embedder(
@@ -255,9 +272,9 @@ def build_embedder(
     """Return what describes the real picture to the heads, or None where nothing does."""
     if config.condition not in ("image", "both"):
         return None
-    if config.image_folder is None:
+    if config.image_model is None:
         return TeacherEmbedder(teacher)
-    return FolderEmbedder(config, device)
+    return VisionEmbedder(config, device)
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -42,7 +42,11 @@ def shapes_tiny() -> RunConfig:
             block_out_channels=(32, 64), attention=(False, True), head_width=16, norm_num_groups=8
         ),
         teacher=TeacherConfig(optimizer=few, ema_decay=0.9),
-        student=StudentConfig(optimizer=few, ema_decay=0.9),
+        student=StudentConfig(
+            optimizer=few,
+            ema_decay=0.9,
+            discriminator=DiscriminatorConfig(features="teacher", image_model=None, lr=5e-4),
+        ),
         bf16=False,
         report_every=1,
         sample_every=4,
@@ -73,7 +77,13 @@ def emoji_cpu() -> RunConfig:
             distill_space="latent",
             adversarial_share=0.5,
             lambda_reconstruct=1.0,
-            discriminator=DiscriminatorConfig(noise_timesteps=(50, 700)),
+            discriminator=DiscriminatorConfig(
+                features="teacher",
+                image_model=None,
+                condition="text",
+                noise_timesteps=(50, 700),
+                lr=5e-4,
+            ),
             optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=2300),
         ),
         num_threads=1,
@@ -129,7 +139,13 @@ def emoji_gpu() -> RunConfig:
             timestep_weights=(5.0, 1.0, 1.0, 1.0),
             adversarial_share=0.5,
             lambda_reconstruct=1.0,
-            discriminator=DiscriminatorConfig(noise_timesteps=(0, 400)),
+            discriminator=DiscriminatorConfig(
+                features="teacher",
+                image_model=None,
+                condition="text",
+                noise_timesteps=(0, 400),
+                lr=5e-4,
+            ),
             optimizer=OptimizerConfig(
                 lr=3e-4, beta1=0.5, batch_size=64, warmup_iterations=500, iterations=20000
             ),

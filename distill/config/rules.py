@@ -41,6 +41,16 @@ def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
         'teacher.schedule.zero_terminal_snr="rescale" leaves epsilon undefined at the last '
         'timestep: use "input_only" or v_prediction',
     )
+    losses = (student.lambda_adversarial, student.lambda_distill, student.lambda_reconstruct)
+    yield (
+        min(losses) < 0 or max(losses) == 0,
+        "student.lambda_adversarial, lambda_distill and lambda_reconstruct must not be negative, "
+        "nor all 0",
+    )
+    yield (
+        student.adversarial_share is not None and student.adversarial_share <= 0,
+        "student.adversarial_share must be above 0, or null for fixed weights",
+    )
     for name in ("autoencoder", "teacher", "student"):
         optimizer: OptimizerConfig = getattr(run, name).optimizer
         yield optimizer.batch_size < 1, f"{name}.optimizer.batch_size must be at least 1"
@@ -49,10 +59,6 @@ def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
 
 def network_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
     codec, unet, disc = run.autoencoder, run.unet, run.student.discriminator
-    yield (
-        disc.features == "folder" and not disc.folder,
-        "student.discriminator.folder must name a local vision model",
-    )
     num_groups = 8  # of the heads' group norms
     yield (
         disc.head_width < 1 or disc.head_width % num_groups != 0,

@@ -9,7 +9,7 @@ from distill.config.sections import OptimizerConfig
 
 DistillWeight = Literal["exponential", "none"]
 MethodName = Literal["add"]
-FeatureSource = Literal["teacher", "folder"]
+FeatureSource = Literal["vision", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -17,32 +17,41 @@ class DiscriminatorConfig:
     """Frozen features and the trained heads on them.
 
     Attributes:
-        features: "teacher" takes the teacher's own down and middle blocks at a drawn noise level
-            (Source: arXiv:2403.12015, section 3); "folder" takes a transformers vision model.
-        folder: where that model lies, e.g. a local DINOv2.
-        hooks: hidden states of the folder's model that get a head.
-        input_size_px: side of the picture that the folder's model is given.
+        features: "vision" takes a vision transformer's hidden states, as the paper does;
+            "teacher" the teacher's own down and middle blocks at a drawn noise level
+            (Source: arXiv:2403.12015, section 3).
+        vision_model: a local transformers folder or a hub name.
+        hooks: the vision model's blocks that get a head, beside its patch embedding.
+        input_size_px: side of the picture that the vision models are given; rounded down to
+            whole patches. Not in the paper.
         noise_timesteps: range of timesteps drawn for the teacher's features.
         condition: what the heads are told: the prompt's vector, the real picture's, or both
             (arXiv:2311.17042, table 1b).
-        image_folder: a local vision model whose class token describes the real picture (the
-            paper's is DINOv2 ViT-L); None takes the teacher's middle block.
+        image_model: the vision model whose class token describes the real picture; None takes
+            the teacher's middle block.
         drop_image_at_noise: how often that description is left out where the student started
-            from pure noise and cannot know the picture.
-        augment: differentiable augmentations of what the folder's model sees.
+            from pure noise and cannot know the picture. Not in the paper.
+        augment: differentiable augmentations of what the vision model sees (arXiv:2006.10738).
+        head_width: of the heads' hidden layers.
+        lr: of the heads. Not in the paper.
+        r1_gamma: weight of the penalty on the gradient at the heads' inputs.
     """
 
-    features: FeatureSource = "teacher"
-    folder: str | None = None
+    features: FeatureSource = "vision"
+    vision_model: str = "facebook/dinov2-small"
     hooks: tuple[int, ...] = (2, 5, 8, 11)
-    input_size_px: int = 224
+    input_size_px: int = 518
     noise_timesteps: tuple[int, int] = (20, 800)
     condition: Literal["none", "text", "image", "both"] = "both"
-    image_folder: str | None = None
+    image_model: str | None = "facebook/dinov2-large"
     drop_image_at_noise: float = 1.0
-    augment: tuple[str, ...] = ("colour", "translation", "cutout")
+    augment: tuple[Literal["colour", "translation", "cutout"], ...] = (
+        "colour",
+        "translation",
+        "cutout",
+    )
     head_width: int = 64
-    lr: float = 5e-4
+    lr: float = 1e-4
     r1_gamma: float = 1e-5
 
 
@@ -85,5 +94,5 @@ class StudentConfig:
     ema_decay: float = 0.999
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=1e-4, beta1=0.0, beta2=0.99)
+        default_factory=lambda: OptimizerConfig(lr=1e-5, beta1=0.0, beta2=0.99)
     )

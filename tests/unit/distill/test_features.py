@@ -19,11 +19,11 @@ from transformers import Dinov2Config, Dinov2Model
 
 from distill.config import ConfigError, DiscriminatorConfig
 from distill.features import (
-    FolderEmbedder,
-    FolderFeatures,
     Look,
     TeacherEmbedder,
     TeacherFeatures,
+    VisionEmbedder,
+    VisionFeatures,
     build_embedder,
     build_features,
     freeze,
@@ -49,12 +49,12 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _config(folder: Path | None, hooks: tuple[int, ...] = (0, 2)) -> DiscriminatorConfig:
+def _config(folder: Path, hooks: tuple[int, ...] = (0, 2)) -> DiscriminatorConfig:
     disc = tiny_config().student.discriminator
     return replace(
         disc,
-        features="folder",
-        folder=None if folder is None else str(folder),
+        features="vision",
+        vision_model=str(folder),
         hooks=hooks,
         input_size_px=45,
     )
@@ -121,13 +121,13 @@ def test_the_text_matters_to_the_teachers_maps() -> None:
     assert all((a - b).abs().max() > 1e-4 for a, b in zip(with_text, without, strict=True))
 
 
-def _see(features: FolderFeatures, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
+def _see(features: VisionFeatures, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
     num = len(images_BCHW)
     return features(Look(images_BCHW=images_BCHW), tiny_sample(num).conditioning, tiny_draws(num))
 
 
 def test_a_folders_maps_have_the_promised_channels(vision_folder: Path) -> None:
-    features = FolderFeatures(_config(vision_folder), CPU)
+    features = VisionFeatures(_config(vision_folder), CPU)
     assert features.channels == (16, 16, 16)
     images = (torch.rand(2, 3, 32, 32) * 2 - 1).requires_grad_()
     maps = _see(features, images)
@@ -139,7 +139,7 @@ def test_a_folders_maps_have_the_promised_channels(vision_folder: Path) -> None:
 
 
 def test_pixels_beyond_the_range_keep_their_gradient(vision_folder: Path) -> None:
-    features = FolderFeatures(_config(vision_folder), CPU)
+    features = VisionFeatures(_config(vision_folder), CPU)
     images = torch.full((1, 3, 42, 42), 1.5).requires_grad_()
     (gradient,) = torch.autograd.grad(_see(features, images)[0].pow(2).sum(), images)
     assert gradient.abs().min() > 0
@@ -147,7 +147,7 @@ def test_pixels_beyond_the_range_keep_their_gradient(vision_folder: Path) -> Non
 
 @torch.no_grad()
 def test_cells_keep_their_place_in_the_picture(vision_folder: Path) -> None:
-    features = FolderFeatures(_config(vision_folder), CPU)
+    features = VisionFeatures(_config(vision_folder), CPU)
     still = torch.zeros((1, 3, 42, 42))
     touched = still.clone()
     touched[:, :, 14:28, 28:] = 1.0  # middle row, right column
@@ -160,7 +160,7 @@ def test_the_config_chooses_the_source(vision_folder: Path) -> None:
     unet, diffusion = freeze(tiny_unet()), tiny_diffusion()
     teacher = tiny_config().student.discriminator
     assert isinstance(build_features(teacher, unet, diffusion, CPU), TeacherFeatures)
-    assert isinstance(build_features(_config(vision_folder), unet, diffusion, CPU), FolderFeatures)
+    assert isinstance(build_features(_config(vision_folder), unet, diffusion, CPU), VisionFeatures)
 
 
 @torch.no_grad()
@@ -172,9 +172,9 @@ def test_the_config_chooses_who_describes_the_real_picture(vision_folder: Path) 
     from_teacher = build_embedder(_config(vision_folder), unet, CPU)
     assert isinstance(from_teacher, TeacherEmbedder)
     assert from_teacher(sample, codec).shape == (2, from_teacher.width) == (2, 64)
-    config = replace(_config(vision_folder), condition="image", image_folder=str(vision_folder))
+    config = replace(_config(vision_folder), condition="image", image_model=str(vision_folder))
     from_folder = build_embedder(config, unet, CPU)
-    assert isinstance(from_folder, FolderEmbedder)
+    assert isinstance(from_folder, VisionEmbedder)
     described = from_folder(sample, codec)
     assert described.shape == (2, 16)
     assert (described[0] - described[1]).abs().max() > 1e-4
@@ -183,13 +183,23 @@ def test_the_config_chooses_who_describes_the_real_picture(vision_folder: Path) 
 @pytest.mark.parametrize("hooks", [(), (0, NUM_LAYERS), (-1,)])
 def test_hooks_that_do_not_exist_are_refused(vision_folder: Path, hooks: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"student\.discriminator\.hooks must lie in 0\.\.2"):
-        FolderFeatures(_config(vision_folder, hooks), CPU)
+        VisionFeatures(_config(vision_folder, hooks), CPU)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    message = r"student\.discriminator\.folder: no model at .*gone"
+    message = r"student\.discriminator\.vision_model: no model at .*gone"
     with pytest.raises(ConfigError, match=message):
-        FolderFeatures(_config(tmp_path / "gone"), CPU)
-    config = replace(_config(None), image_folder=str(tmp_path / "gone"))
-    with pytest.raises(ConfigError, match=r"student\.discriminator\.image_folder: no model"):
-        FolderEmbedder(config, CPU)
+        VisionFeatures(_config(tmp_path / "gone"), CPU)
+    config = replace(_config(tmp_path), image_model=str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"student\.discriminator\.image_model: no model"):
+        VisionEmbedder(config, CPU)
+
+
+def test_a_hub_name_without_a_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = replace(tiny_config().student.discriminator, vision_model="nobody/no-such-model")
+    with pytest.raises(
+        ConfigError, match=r"nobody/no-such-model cannot be loaded[\s\S]*give its folder"
+    ):
+        VisionFeatures(config, CPU)
