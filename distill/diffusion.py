@@ -19,7 +19,7 @@ from engines.spec import PredictionType, ScheduleSpec
 class Diffusion:
     """The schedule as float32 tensors, and the network's prediction turned into x0.
 
-    Source: arXiv:2202.00512, appendix D, for the v prediction.
+    Source: arXiv:2202.00512, appendix D, for the v prediction; arXiv:2209.03003 for the flow.
     """
 
     alphas_T: torch.Tensor
@@ -86,6 +86,8 @@ class Diffusion:
             return prediction_BChw
         if self.prediction_type == "v_prediction":
             return alpha * noisy_BChw - sigma * prediction_BChw
+        if self.prediction_type == "flow":
+            return (noisy_BChw - sigma * prediction_BChw) / (alpha + sigma)
         return (noisy_BChw - sigma * prediction_BChw) / alpha
 
     def target(
@@ -97,4 +99,6 @@ class Diffusion:
             return latents_BChw
         if self.prediction_type == "v_prediction":
             return alpha * noise_BChw - sigma * latents_BChw
+        if self.prediction_type == "flow":
+            return noise_BChw - latents_BChw
         return noise_BChw

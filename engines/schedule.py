@@ -1,7 +1,8 @@
 """The diffusion noise schedule in plain numpy.
 
-Owns alpha_t and sigma_t: x_t = alpha_t * x_0 + sigma_t * noise, alpha_t^2 + sigma_t^2 = 1. Knows
-nothing of models, prompts or frameworks, so that training, export and serving share one table.
+Owns alpha_t and sigma_t: x_t = alpha_t * x_0 + sigma_t * noise, with alpha_t^2 + sigma_t^2 = 1, or
+alpha_t + sigma_t = 1 for a flow. Knows nothing of models, prompts or frameworks, so that training,
+export and serving share one table.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Schedule:
     @classmethod
     def from_spec(cls, spec: ScheduleSpec) -> Schedule:
         """Build the table that a model was trained with."""
+        if spec.beta_schedule == "flow":
+            # Source: arXiv:2209.03003, section 2.1, with time running from data to noise.
+            sigmas = np.linspace(0.0, 1.0, spec.num_train_timesteps, dtype=np.float64)
+            return cls(1.0 - sigmas, sigmas, spec.zero_terminal_snr != "none")
         alphas = np.sqrt(np.cumprod(1.0 - _betas(spec)))
         if spec.zero_terminal_snr == "rescale":
             # Shift so that the last alpha is 0, scale so that the first one keeps its value.
@@ -73,6 +78,10 @@ class Schedule:
         if prediction == "v_prediction":
             # Source: arXiv:2202.00512, section 4: v = alpha * noise - sigma * x_0.
             return self.alphas, -self.sigmas
+        if prediction == "flow":
+            # y = noise - x_0, so x_t = (alpha + sigma) * x_0 + sigma * y on any schedule.
+            total = self.alphas + self.sigmas
+            return 1.0 / total, -self.sigmas / total
         if self.alphas.min() <= 0.0:
             raise ValueError(
                 "epsilon prediction cannot end at zero signal: use zero_terminal_snr "

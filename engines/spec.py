@@ -16,7 +16,7 @@ from engines.errors import BundleError
 
 SPEC_FILE = "model.json"
 StageName = Literal["text", "denoise", "decode"]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 STAGES: tuple[StageName, ...] = ("text", "denoise", "decode")
 
 
@@ -53,10 +53,14 @@ class LatentSpec(_Frozen):
 
 
 class ScheduleSpec(_Frozen):
-    """The noise schedule; `zero_terminal_snr` says how the last timestep became pure noise."""
+    """The noise schedule; `zero_terminal_snr` says how the last timestep became pure noise.
+
+    "flow" is the straight line of rectified flow: sigma rises from 0 to 1 and alpha is 1 - sigma.
+    It has no betas and ends in pure noise by itself; 1001 timesteps give sigma = timestep / 1000.
+    """
 
     num_train_timesteps: int = Field(default=1000, ge=2)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "flow"] = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
     zero_terminal_snr: Literal["none", "input_only", "rescale"] = "none"
@@ -84,6 +88,8 @@ class ModelSpec(_Frozen):
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
         last = self.schedule.num_train_timesteps - 1
+        if self.schedule.beta_schedule == "flow" and self.prediction_type not in ("flow", "sample"):
+            raise ValueError(f"a flow has no {self.prediction_type}: predict flow or sample")
         for num_steps, timesteps in self.student_timesteps.items():
             if len(timesteps) != num_steps:
                 raise ValueError(f"student_timesteps[{num_steps}] must hold {num_steps} timesteps")

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from distill.diffusion import Diffusion
 from distill.export import scheduler_for
@@ -18,6 +18,7 @@ SCHEDULES = [
     ScheduleSpec(beta_schedule="squaredcos_cap_v2"),
     ScheduleSpec(zero_terminal_snr="rescale"),
 ]
+FLOW = ScheduleSpec(beta_schedule="flow", num_train_timesteps=1001)
 
 
 def _latents(num: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,3 +99,21 @@ def test_drawn_timesteps_cover_the_schedule() -> None:
     assert set(noisy.tolist()) == set(range(10))
     # The mean of 3u / (1 + 2u) over u in 0..1 is 3/2 - 3/4 ln 3 = 0.676; cells count from 0.
     assert noisy.float().mean().item() == pytest.approx(0.676 * 10 - 0.5, abs=0.1)
+
+
+def test_a_flow_is_that_of_diffusers() -> None:
+    diffusion = Diffusion.create(FLOW, "flow")
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    latents, noise = _latents()
+    timestep_B = torch.tensor([1, 250, 600, 1000])
+    noisy = diffusion.add_noise(latents, noise, timestep_B)
+    theirs = scheduler.scale_noise(latents, timestep_B.float(), noise)
+    torch.testing.assert_close(noisy, theirs, atol=1e-6, rtol=0)
+    target = diffusion.target(latents, noise, timestep_B)
+    # Noise grows along the line at the rate that the network should predict.
+    later = scheduler.scale_noise(latents, (timestep_B - 1).float().clamp_min(1), noise)
+    step = ((timestep_B - 1).clamp_min(1) - timestep_B).view(-1, 1, 1, 1) / 1000
+    torch.testing.assert_close(noisy + step * target, later, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        diffusion.denoised(target, noisy, timestep_B), latents, atol=1e-5, rtol=0
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,20 +44,25 @@ def test_rescaling_ends_at_exactly_no_signal_and_keeps_the_start() -> None:
 
 
 @given(
-    prediction=st.sampled_from(["epsilon", "v_prediction", "sample"]),
+    prediction=st.sampled_from(["epsilon", "v_prediction", "sample", "flow"]),
+    beta_schedule=st.sampled_from(["scaled_linear", "flow"]),
     timestep=st.integers(0, 999),
     clean=st.floats(-4, 4),
     noise=st.floats(-4, 4),
 )
 def test_a_perfect_network_gives_back_the_clean_latents(
-    prediction: PredictionType, timestep: int, clean: float, noise: float
+    prediction: PredictionType, beta_schedule: str, timestep: int, clean: float, noise: float
 ) -> None:
-    schedule = Schedule.from_spec(ScheduleSpec())
+    if beta_schedule == "flow" and prediction in ("epsilon", "v_prediction"):
+        return  # neither is defined where alpha and sigma are no sine and cosine
+    spec = ScheduleSpec.model_validate({"beta_schedule": beta_schedule})
+    schedule = Schedule.from_spec(spec)
     alpha, sigma = schedule.alphas[timestep], schedule.sigmas[timestep]
     output = {
         "epsilon": noise,
         "v_prediction": alpha * noise - sigma * clean,
         "sample": clean,
+        "flow": noise - clean,
     }[prediction]
     from_latents, from_output = schedule.denoised_scales(prediction)
     noisy = alpha * clean + sigma * noise
@@ -71,3 +76,14 @@ def test_epsilon_without_any_signal_is_refused_and_v_prediction_is_not() -> None
         schedule.denoised_scales("epsilon")
     from_latents, from_output = schedule.denoised_scales("v_prediction")
     assert (from_latents[-1], from_output[-1]) == (0.0, -1.0)
+
+
+def test_a_flow_runs_straight_from_the_picture_to_noise() -> None:
+    spec = ScheduleSpec(beta_schedule="flow", num_train_timesteps=1001)
+    schedule = Schedule.from_spec(spec)
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    # Theirs counts down from 1000 to 1; timestep / 1000 is sigma in both.
+    np.testing.assert_allclose(schedule.sigmas[:0:-1], theirs.sigmas.numpy(), atol=1e-7)
+    np.testing.assert_allclose(schedule.alphas, 1.0 - schedule.sigmas)
+    assert (schedule.alphas[-1], schedule.sigmas[-1]) == (0.0, 1.0)
+    assert (schedule.alphas[0], schedule.sigmas[0]) == (1.0, 0.0)
