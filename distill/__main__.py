@@ -32,7 +32,13 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
         )
         if name in ("autoencoder", "teacher", "train"):
-            command.add_argument("--resume", action="store_true", help="continue from the snapshot")
+            command.add_argument(
+                "--resume",
+                nargs="?",
+                const="last",
+                choices=("last", "best"),
+                help="continue from the last snapshot, or from the best one with other settings",
+            )
             command.add_argument(
                 "--dry-run", action="store_true", help="one iteration, nothing kept"
             )
@@ -55,7 +61,10 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return 0, 2 for a user's mistake, 130 for an interrupted training."""
+    """Run one command; return the exit code.
+
+    0; 2 for a user's mistake; 3 for a training that an alarm ended; 130 for an interrupted one.
+    """
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:

@@ -15,9 +15,9 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from torch import nn
 from torch.nn import functional
 
+from distill.clipping import clipped_step
 from distill.config import AutoencoderConfig, ConfigError, RunConfig
 from distill.dataset import Pictures, to_model_range, to_uint8
 from distill.device import half_precision, pick_device
@@ -64,7 +64,10 @@ class Codec:
         name = json.loads(path.read_text())["_class_name"]
         if not hasattr(diffusers, name):
             raise ConfigError(f"{path}: diffusers has no class {name!r}")
-        model = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+        # float32 whatever the files hold: SDXL's autoencoder overflows in float16.
+        model = getattr(diffusers, name).from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32
+        )
         return cls(model.to(device or torch.device("cpu")))
 
     @property
@@ -72,6 +75,18 @@ class Codec:
         """Where the model lies."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.model.config.latent_channels)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along one axis; every level but the first halves."""
+        settings = self.model.config
+        widths = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
+        return int(2 ** (len(widths) - 1))
 
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""
@@ -159,10 +174,9 @@ class AutoencoderTrainer:
         size = rms.clamp_min(1e-12).log().pow(2)
         self._adam.zero_grad(set_to_none=True)
         (l1 + l2 + self.config.latent_penalty * size).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer.grad_clip)
-        self._adam.step()
+        taken = clipped_step(self._adam, self.model.parameters(), self.optimizer.grad_clip)
         psnr_db = 10 * torch.log10(4.0 / l2.detach().clamp_min(1e-12))
-        return {"loss": (l1 + l2).item(), "psnr_db": psnr_db.item(), "rms": rms.item()}
+        return {"loss": (l1 + l2).item(), "psnr_db": psnr_db.item(), "rms": rms.item(), **taken}
 
     @torch.no_grad()
     def sample_grid(self) -> Any:

@@ -1,14 +1,18 @@
 """Snapshots of a training and the weights that leave it.
 
-Owns the files of a run folder that hold tensors. A snapshot is written whole or not at all, and
-the one before it stays until the new one is complete. Knows nothing of losses or data.
+Owns the files of a run folder that hold tensors. A snapshot is written whole or not at all, the
+ones before it stay until the new one is complete, and a damaged one is passed over for the one
+before. Knows nothing of losses or data.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,35 +20,149 @@ from typing import Any
 import torch
 from torch import nn
 
-SNAPSHOT_FILE = "snapshot.pt"
+SNAPSHOTS = "snapshots"
+# Runs of version 0.1 kept one file beside config.json.
+_OLD_SNAPSHOT = "snapshot.pt"
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# An archive's own records, beyond the tensors' bytes: a part per archive, and one per tensor.
+_ARCHIVE_BYTES, _RECORD_BYTES = 2**16, 512
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A snapshot or model folder is missing or damaged; the message names it and the remedy."""
+    """A snapshot or model folder is missing or damaged, or has no room; names it and the remedy."""
 
 
-def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
-    """Replace `folder`/snapshot.pt with `state` (tensors, numbers, strings, lists, dicts)."""
-    partial = folder / (SNAPSHOT_FILE + ".partial")
+def snapshot_paths(folder: Path) -> list[Path]:
+    """Snapshots of a training's folder, newest first; whether they are whole is not looked at."""
+    numbered = sorted((folder / SNAPSHOTS).glob("*.pt"), reverse=True)
+    return [*numbered, *folder.glob(_OLD_SNAPSHOT)]
+
+
+def snapshot_path(folder: Path, iteration: int) -> Path:
+    """Where the snapshot of an iteration lies."""
+    return folder / SNAPSHOTS / f"{iteration:08d}.pt"
+
+
+def save_snapshot(folder: Path, state: Mapping[str, Any], num_kept: int = 2) -> Path:
+    """Write `state` (tensors, numbers, strings, lists, dicts) beside the snapshots before it.
+
+    Args:
+        folder: of the training; the file lies in its snapshots/ and is named by the iteration.
+        state: has "iteration".
+        num_kept: how many snapshots are left, this one included.
+
+    Raises:
+        CheckpointError: the disk is too full; the snapshots before are whole.
+    """
+    home = folder / SNAPSHOTS
+    home.mkdir(exist_ok=True)
+    for leftover in home.glob("*.partial"):  # of a process that was killed
+        leftover.unlink()
+    path = snapshot_path(folder, state["iteration"])
+    _save_whole(path, dict(state))
+    # Snapshots of a later iteration were damaged or given up when the run went back.
+    others = [other for other in snapshot_paths(folder) if other != path]
+    kept = [other for other in others if other.name < path.name][: num_kept - 1]
+    kept += [other for other in others if other.name == _OLD_SNAPSHOT][: num_kept - 1 - len(kept)]
+    for other in set(others) - set(kept):
+        other.unlink()
+    return path
+
+
+def _save_whole(path: Path, state: dict[str, Any]) -> None:
+    num_bytes = _archive_bytes(state)
+    free_bytes = shutil.disk_usage(path.parent).free
+    if free_bytes < num_bytes:
+        raise _no_room(path.parent, num_bytes)
+    partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(folder / SNAPSHOT_FILE)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        if is_no_room(error):
+            raise _no_room(path.parent, num_bytes) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _archive_bytes(state: Any) -> int:
+    """About what torch.save will write; a storage that several tensors share counts once."""
+    storages: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                visit(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+
+    visit(state)
+    return sum(storages.values()) + _RECORD_BYTES * len(storages) + _ARCHIVE_BYTES
+
+
+def _no_room(folder: Path, num_bytes: int) -> CheckpointError:
+    # What a failed write left behind is gone again by the time the user reads this.
+    free_bytes = shutil.disk_usage(folder).free
+    return CheckpointError(
+        f"no room for a snapshot in {folder}: {num_bytes / 2**20:.1f} MiB are needed, "
+        f"{free_bytes / 2**20:.1f} MiB are free on the disk; the snapshots there are whole: "
+        "make room, then continue with --resume"
+    )
+
+
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether a full disk or a quota is behind an error; torch hides it in the context."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk, not only its files."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def load_snapshot(folder: Path) -> dict[str, Any]:
-    """Read `folder`/snapshot.pt; tensors and plain values only, never code.
+    """Read the newest whole snapshot of a training's folder, with a warning for each damaged one.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, or all are damaged.
     """
-    path = folder / SNAPSHOT_FILE
-    if not path.is_file():
-        raise CheckpointError(f"no snapshot at {path}: train without --resume first")
+    paths = snapshot_paths(folder)
+    if not paths:
+        raise CheckpointError(f"no snapshot in {folder / SNAPSHOTS}: train without --resume first")
+    for path in paths:
+        try:
+            return read_snapshot(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before", error)
+    names = ", ".join(map(str, paths))
+    raise CheckpointError(f"every snapshot is damaged ({names}): remove them and train again")
+
+
+def read_snapshot(path: Path) -> dict[str, Any]:
+    """Read one snapshot; tensors and plain values only, never code.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums itself
             damaged = archive.testzip()
@@ -52,7 +170,7 @@ def load_snapshot(folder: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"checksum of {damaged}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can lead the unpickler to any error
-        raise CheckpointError(f"{path} is damaged: remove it and train again") from error
+        raise CheckpointError(f"{path} is damaged") from error
     return state
 
 

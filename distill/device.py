@@ -5,6 +5,8 @@ Owns the choice of the device, its precision context and its random state. Knows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,3 +59,13 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Give the generators back as they were: looking at a training must not change it."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

@@ -42,12 +42,14 @@ from distill.evaluate import (
 from distill.export import export_student, parameter_counts, write_json
 from distill.features import freeze
 from distill.grid import grid_image
-from distill.loop import Interrupted, Trainer, prepare_folder, run_training, set_up_torch
+from distill.loop import run_training, set_up_torch
 from distill.metrics import SqueezeNet
+from distill.run_folder import prepare_folder
 from distill.sampling import sample_student, sample_teacher
 from distill.student import StudentTrainer, timesteps_by_steps
 from distill.teacher import CaptionedLatents, TeacherTrainer, load_unet
 from distill.teachers.base import Teacher
+from distill.trainer import Aborted, Interrupted, Trainer
 
 TEACHER_STEPS = (1, 2, 4, 25, 50)
 
@@ -67,6 +69,9 @@ def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namesp
     except CheckpointError as error:
         print(f"onestep-distill: {error}", file=sys.stderr)
         return 2
+    except Aborted as notice:
+        print(f"onestep-distill: {notice}", file=sys.stderr)
+        return 3
     except Interrupted as notice:
         print(f"onestep-distill: {notice}", file=sys.stderr)
         return 130

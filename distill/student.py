@@ -92,6 +92,7 @@ class StudentTrainer:
         self.text = teacher.text
         self.samples = samples
         self.iteration = 0
+        self.lr_d_scale = 1.0
         self._prompts = list(prompts)
         self.student = initial_student(teacher.unet, self.config)
         freeze(teacher.unet)
@@ -126,6 +127,9 @@ class StudentTrainer:
         """Every phase on one batch."""
         for group in self._trained.student_optimizer.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
+        if self._trained.modules_optimizer is not None:
+            for group in self._trained.modules_optimizer.param_groups:
+                group["lr"] = self.config.discriminator.lr * self.lr_d_scale
         steps = self.method.critic_steps if len(self.method.modules) else 1
         batches = []
         for k in range(steps):

@@ -16,6 +16,7 @@ from torch import nn
 
 from distill.autoencoder import Codec, encode_all
 from distill.checkpoint import Ema, averaged
+from distill.clipping import clipped_step
 from distill.conditioning import Conditioning, PromptEncoder
 from distill.config import ConfigError, RunConfig, TeacherConfig, TextConfig, UnetConfig
 from distill.dataset import Pictures, probe_prompts, to_uint8
@@ -178,10 +179,10 @@ class TeacherTrainer:
         loss = (prediction_BChw.float() - target_BChw).pow(2).mean()
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.models.parameters(), self.optimizer.grad_clip)
-        self._adam.step()
-        self.ema.update(self.models)
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        taken = clipped_step(self._adam, self.models.parameters(), self.optimizer.grad_clip)
+        if not taken["skipped"]:
+            self.ema.update(self.models)
+        return {"loss": loss.item(), **taken}
 
     @torch.no_grad()
     def sample_grid(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,46 +11,89 @@ import torch
 from torch import nn
 
 from distill.checkpoint import (
-    SNAPSHOT_FILE,
     CheckpointError,
     Ema,
     averaged,
     load_snapshot,
     save_snapshot,
+    snapshot_path,
+    snapshot_paths,
 )
 
 
-def _state(value: float) -> dict[str, object]:
-    return {"name": "student", "iteration": 7, "trainer": {"weights": torch.full((64,), value)}}
+def _state(value: float, iteration: int = 7) -> dict[str, object]:
+    weights = torch.full((64,), value)
+    return {"name": "student", "iteration": iteration, "trainer": {"weights": weights}}
 
 
 def test_a_snapshot_comes_back(tmp_path: Path) -> None:
-    save_snapshot(tmp_path, _state(1.5))
+    path = save_snapshot(tmp_path, _state(1.5))
     state = load_snapshot(tmp_path)
     assert state["iteration"] == 7
     assert torch.equal(state["trainer"]["weights"], torch.full((64,), 1.5))
-    assert [path.name for path in tmp_path.iterdir()] == [SNAPSHOT_FILE]
+    assert list(path.parent.iterdir()) == [path] == [snapshot_path(tmp_path, 7)]
+
+
+def test_the_last_snapshots_are_kept(tmp_path: Path) -> None:
+    for iteration in (9, 10, 100):
+        save_snapshot(tmp_path, _state(1.0, iteration), num_kept=2)
+    assert snapshot_paths(tmp_path) == [snapshot_path(tmp_path, i) for i in (100, 10)]
+    # Going back gives up what came later.
+    save_snapshot(tmp_path, _state(1.0, 50), num_kept=2)
+    assert snapshot_paths(tmp_path) == [snapshot_path(tmp_path, i) for i in (50, 10)]
+
+
+def test_the_snapshot_of_an_older_version_is_read_until_newer_ones_are_there(
+    tmp_path: Path,
+) -> None:
+    torch.save(_state(1.0, 5), tmp_path / "snapshot.pt")
+    assert load_snapshot(tmp_path)["iteration"] == 5
+    save_snapshot(tmp_path, _state(2.0, 6), num_kept=2)
+    assert load_snapshot(tmp_path)["iteration"] == 6
+    assert (tmp_path / "snapshot.pt").exists()
+    save_snapshot(tmp_path, _state(2.0, 7), num_kept=2)
+    assert snapshot_paths(tmp_path) == [snapshot_path(tmp_path, i) for i in (7, 6)]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    save_snapshot(tmp_path, _state(1.0, 5))
+    leftover = tmp_path / "snapshots" / "00000006.pt.partial"
+    leftover.write_bytes(b"half")
+    assert load_snapshot(tmp_path)["iteration"] == 5
+    save_snapshot(tmp_path, _state(1.0, 7))
+    assert not leftover.exists()
 
 
 def test_a_write_that_fails_keeps_the_former_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_snapshot(tmp_path, _state(1.0))
-    before = (tmp_path / SNAPSHOT_FILE).read_bytes()
+    path = save_snapshot(tmp_path, _state(1.0))
+    before = path.read_bytes()
 
     def full_disk(state: object, stream: object) -> None:
         stream.write(b"the first half")  # type: ignore[attr-defined]  # an open file
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"no room for a snapshot in .*snapshots: 0\.1 MiB"):
         save_snapshot(tmp_path, _state(2.0))
-    assert (tmp_path / SNAPSHOT_FILE).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [SNAPSHOT_FILE]
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_room_is_looked_for_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    monkeypatch.setattr(torch, "save", lambda *_: pytest.fail("nothing may be written"))
+    state = {"iteration": 1, "adam": [{"step": torch.zeros(2**18), "moment": torch.zeros(2**19)}]}
+    needed = r"3\.1 MiB are needed, 1\.0 MiB are free"
+    with pytest.raises(CheckpointError, match=needed):
+        save_snapshot(tmp_path, state)
+    assert not snapshot_paths(tmp_path)
 
 
 def test_a_missing_snapshot_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / SNAPSHOT_FILE))):
+    with pytest.raises(CheckpointError, match=re.escape(f"no snapshot in {tmp_path}")):
         load_snapshot(tmp_path)
 
 
@@ -66,12 +110,18 @@ def _damage(content: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "other", "bit"])
-def test_a_damaged_snapshot_is_refused_by_name(tmp_path: Path, how: str) -> None:
-    save_snapshot(tmp_path, _state(1.0))
-    path = tmp_path / SNAPSHOT_FILE
+def test_a_damaged_snapshot_is_passed_over_and_named(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_snapshot(tmp_path, _state(1.0, 8))
     path.write_bytes(_damage(path.read_bytes(), how))
-    with pytest.raises(CheckpointError, match=re.escape(f"{path} is damaged: remove it")):
+    with pytest.raises(CheckpointError, match=re.escape(f"is damaged ({path}): remove them")):
         load_snapshot(tmp_path)
+    save_snapshot(tmp_path, _state(1.0, 5), num_kept=3)
+    path.write_bytes(b"")
+    caplog.clear()
+    assert load_snapshot(tmp_path)["iteration"] == 5
+    assert f"{path} is damaged; trying the one before" in caplog.text
 
 
 class _Harmful:
@@ -83,7 +133,7 @@ class _Harmful:
 
 def test_a_snapshot_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"trainer": _Harmful()}, tmp_path / SNAPSHOT_FILE)
+    save_snapshot(tmp_path, {"iteration": 1, "trainer": _Harmful()})
     with pytest.raises(CheckpointError, match="is damaged"):
         load_snapshot(tmp_path)
     assert not (tmp_path / "harm").exists()

@@ -13,9 +13,11 @@ import torch
 from distill_fixtures import tiny_config
 from PIL import Image
 
-from distill.checkpoint import SNAPSHOT_FILE, CheckpointError, load_snapshot
+from distill.checkpoint import CheckpointError, load_snapshot, snapshot_path, snapshot_paths
 from distill.config import ConfigError, OptimizerConfig, RunConfig
-from distill.loop import Interrupted, lr_scale_at, prepare_folder, run_training
+from distill.loop import lr_scale_at, run_training
+from distill.run_folder import Resume, prepare_folder
+from distill.trainer import Interrupted
 
 
 class _Walk:
@@ -53,8 +55,9 @@ class _Walk:
         (folder / "position").write_text(repr(self.position.item()))
 
 
-def _train(run: Path, walk: _Walk, *, resume: bool = False, **settings: object) -> Path:
-    config = tiny_config(*(f"{name}={value}" for name, value in settings.items()))
+def _train(run: Path, walk: _Walk, *, resume: Resume | None = None, **settings: object) -> Path:
+    quiet = {"track.tensorboard": "false", **settings}
+    config = tiny_config(*(f"{name}={value}" for name, value in quiet.items()))
     torch.manual_seed(0)
     folder = prepare_folder(run, walk.name, config, resume)
     run_training(walk, folder, config, resume=resume)
@@ -99,7 +102,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(tmp_path: Path) -> 
         _train(tmp_path / "parts", _Walk(6, stop_at=2))
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "parts" / "teacher" / "model").exists()
-    parts = _train(tmp_path / "parts", _Walk(6), resume=True)
+    parts = _train(tmp_path / "parts", _Walk(6), resume="last")
     assert (parts / "model" / "position").read_text() == (whole / "model" / "position").read_text()
     positions = [[line["position"] for line in _lines(folder)] for folder in (whole, parts)]
     assert positions[0] == positions[1]
@@ -112,17 +115,17 @@ def test_lines_after_the_snapshot_are_written_once(tmp_path: Path) -> None:
     metrics = tmp_path / "teacher" / "metrics.jsonl"
     with metrics.open("a") as stream:
         stream.write('{"iteration": 3, "position": 0.0}\n{"iteration": 4, "pos')
-    folder = _train(tmp_path, _Walk(6), resume=True)
+    folder = _train(tmp_path, _Walk(6), resume="last")
     assert [line["iteration"] for line in _lines(folder)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("resume", ["last", None])
 def test_a_run_that_crashed_before_its_first_snapshot_starts_anew(
-    tmp_path: Path, resume: bool
+    tmp_path: Path, resume: Resume | None
 ) -> None:
     with pytest.raises(RuntimeError, match="power"):
         _train(tmp_path, _Walk(4, crash_at=3))
-    assert not (tmp_path / "teacher" / SNAPSHOT_FILE).exists()
+    assert not snapshot_paths(tmp_path / "teacher")
     folder = _train(tmp_path, _Walk(4), resume=resume)
     assert [line["iteration"] for line in _lines(folder)] == [1, 2, 3, 4]
 
@@ -137,32 +140,32 @@ def test_a_finished_run_resumes_to_the_same_model(tmp_path: Path) -> None:
     folder = _train(tmp_path, _Walk(3))
     before = (folder / "model" / "position").read_text()
     (folder / "model" / "position").unlink()
-    _train(tmp_path, _Walk(3), resume=True)
+    _train(tmp_path, _Walk(3), resume="last")
     assert (folder / "model" / "position").read_text() == before
     assert len(_lines(folder)) == 3
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     folder = _train(tmp_path, _Walk(2))
-    before = (folder / SNAPSHOT_FILE).read_bytes()
+    before = snapshot_path(folder, 2).read_bytes()
     with pytest.raises(ConfigError, match=r"teacher holds a training: add --resume"):
         _train(tmp_path, _Walk(2))
-    assert (folder / SNAPSHOT_FILE).read_bytes() == before
+    assert snapshot_path(folder, 2).read_bytes() == before
 
 
 def test_another_config_is_not_resumed(tmp_path: Path) -> None:
     folder = _train(tmp_path, _Walk(2))
     before = (folder / "config.json").read_text()
     settings = {"seed": 3, "unet.norm_num_groups": 4}
-    message = r"config\.json differs in unet\.norm_num_groups, seed: resume with the same preset"
+    message = r"config\.json differs in seed \(was 0\), unet\.norm_num_groups \(was 8\): resume with"
     with pytest.raises(ConfigError, match=message):
-        _train(tmp_path, _Walk(2), resume=True, **settings)
+        _train(tmp_path, _Walk(2), resume="last", **settings)
     assert (folder / "config.json").read_text() == before
 
 
 def test_what_shapes_later_stages_only_may_change(tmp_path: Path) -> None:
     _train(tmp_path, _Walk(2))
-    _train(tmp_path, _Walk(2), resume=True, **{"student.lambda_distill": 9.0})
+    _train(tmp_path, _Walk(2), resume="last", **{"student.lambda_distill": 9.0})
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"name": "sha')
     message = re.escape(f"{folder / 'config.json'} is damaged")
     with pytest.raises(ConfigError, match=message):
-        _train(tmp_path, _Walk(2), resume=True)
+        _train(tmp_path, _Walk(2), resume="last")
 
 
 def test_the_snapshot_of_another_stage_is_refused(tmp_path: Path) -> None:
@@ -178,5 +181,5 @@ def test_the_snapshot_of_another_stage_is_refused(tmp_path: Path) -> None:
     other = _Walk(2)
     other.name = "student"
     (tmp_path / "teacher").rename(tmp_path / "student")
-    with pytest.raises(CheckpointError, match=r"snapshot\.pt belongs to 'teacher'"):
-        _train(tmp_path, other, resume=True)
+    with pytest.raises(CheckpointError, match=r"student belongs to 'teacher'"):
+        _train(tmp_path, other, resume="last")
