@@ -17,18 +17,22 @@ from diffusers import UNet2DConditionModel
 
 from distill.autoencoder import Codec
 from distill.checkpoint import Ema, averaged
+from distill.conditioning import Conditioning, predict
 from distill.config import RunConfig, StudentConfig
 from distill.dataset import to_uint8
+from distill.device import half_precision
 from distill.draws import Draws
 from distill.encoders import TextEncoder
 from distill.features import freeze
 from distill.grid import grid_image
 from distill.methods.base import Frozen, Sample
 from distill.methods.registry import build_method
+from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained
 from distill.teacher import to_device
 from distill.teachers.base import Teacher
+from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, M captions, D width.
@@ -72,6 +76,7 @@ class StudentTrainer:
     """Distils a finished teacher, by the method that the config names."""
 
     name = "student"
+    score_name = "latent_distance"
 
     def __init__(
         self, config: RunConfig, teacher: Teacher, samples: Samples, prompts: Sequence[str]
@@ -94,6 +99,7 @@ class StudentTrainer:
         self.iteration = 0
         self.lr_d_scale = 1.0
         self._prompts = list(prompts)
+        self._probe = Probe(samples, config.seed, self.device)
         self.student = initial_student(teacher.unet, self.config)
         freeze(teacher.unet)
         frozen = Frozen(teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width)
@@ -155,6 +161,26 @@ class StudentTrainer:
                 self.config.timesteps[:1],
             )
         return grid_image(to_uint8(self.teacher.codec.decode(latents_BChw)), num_columns=12)
+
+    def _one_step(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
+        diffusion = self.teacher.diffusion
+        noise_BChw = torch.from_numpy(unit_noise(seeds, self.samples.shape)).to(self.device)
+        timestep_B = torch.full((len(seeds),), self.config.timesteps[0], device=self.device)
+        with half_precision(self.device, enabled=self.run.bf16):
+            prediction_BChw = predict(self.student, noise_BChw, timestep_B, conditioning)
+        return diffusion.denoised(prediction_BChw, noise_BChw, timestep_B)
+
+    @torch.no_grad()
+    def score(self) -> float:
+        """Distance of the averaged weights' latents from real ones; lower is better."""
+        with averaged(self.student, self.ema):
+            return self._probe.distance(self._one_step)
+
+    @torch.no_grad()
+    def diversity(self) -> float:
+        """How far apart the averaged weights' latents of one prompt are."""
+        with averaged(self.student, self.ema):
+            return self._probe.diversity(self._one_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Student, the method's modules, both optimizers, average, cursor.
