@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
         "data": "count what the training would read",
         "autoencoder": "train the picture autoencoder",
         "teacher": "train the diffusion teacher",
+        "precompute": "encode the whole set once, for --set data.access=precomputed",
         "train": "distil the one-step student",
         "evaluate": "print distances and retrieval scores of student and teacher",
         "export": "write the student as a diffusers folder with model.json",
@@ -26,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--preset", default="shapes_tiny", choices=sorted(PRESETS))
         command.add_argument("--out", type=Path, default=None, help="run folder (runs/NAME)")
-        command.add_argument("--data", default=None, help='Parquet file or folder, or "shapes"')
+        command.add_argument("--data", default=None, help="folder of pictures, Parquet or tars")
         command.add_argument("--heldout", default=None, help="Parquet file of held-out pairs")
         command.add_argument(
             "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
@@ -42,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--dry-run", action="store_true", help="one iteration, nothing kept"
             )
+        if name == "data":
+            command.add_argument(
+                "--example", type=Path, metavar="FOLDER", help="write a small set of pictures there"
+            )
+        if name == "precompute":
+            kinds = ("float16", "bfloat16", "float32")
+            command.add_argument("--dtype", choices=kinds, default="float16", help="on disk")
+            command.add_argument("--rows-per-shard", type=int, default=512, help="of one file")
         if name == "evaluate":
             command.add_argument(
                 "--features", type=Path, required=True, help="SqueezeNet weights (.npz) that judge"

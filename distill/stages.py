@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ from distill.dataset import (
     for_training,
     load_heldout,
     load_pictures,
-    probe_prompts,
     to_uint8,
+    write_example,
 )
 from distill.device import pick_device
 from distill.diffusion import Diffusion
@@ -46,8 +45,9 @@ from distill.loop import run_training, set_up_torch
 from distill.metrics import SqueezeNet
 from distill.run_folder import prepare_folder
 from distill.sampling import sample_student, sample_teacher
+from distill.sets import describe, open_samples, precompute_set
 from distill.student import StudentTrainer, timesteps_by_steps
-from distill.teacher import CaptionedLatents, TeacherTrainer, load_unet
+from distill.teacher import TeacherTrainer, load_unet
 from distill.teachers.base import Teacher
 from distill.trainer import Aborted, Interrupted, Trainer
 
@@ -60,6 +60,7 @@ def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namesp
         "data": _data,
         "evaluate": _evaluate,
         "export": _export,
+        "precompute": _precompute,
     }
     try:
         set_up_torch(config)
@@ -102,10 +103,8 @@ def _own_teacher(config: RunConfig, run_folder: Path) -> Teacher:
 
 def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
     teacher = _own_teacher(config, run_folder)
-    pictures = for_training(_selected(config), config.data)
-    samples = CaptionedLatents(teacher.codec, teacher.text, pictures)
-    samples.embed_captions(teacher.text)
-    return StudentTrainer(config, teacher, samples, probe_prompts(pictures, 36))
+    samples, prompts = open_samples(config, run_folder, teacher)
+    return StudentTrainer(config, teacher, samples, prompts)
 
 
 TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
@@ -129,15 +128,18 @@ def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Nam
 
 
 def _data(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
-    pictures = load_pictures(config.data)
-    chosen = filter_pictures(pictures, config.data)
-    print(f"{len(pictures)} pictures read, {pictures.num_skipped} rows skipped")
-    print(
-        f"{len(chosen)} chosen, {len(set(chosen.names))} concepts, "
-        f"{sum(map(len, chosen.captions))} captions"
-    )
-    for style, num in sorted(Counter(chosen.styles).items()):
-        print(f"  {style or '(no style)'}: {num}")
+    if args.example is not None:
+        num = write_example(args.example)
+        print(f"{num} captioned pictures written; next: --preset own_cpu --data {args.example}")
+        return 0
+    for line in describe(config, run_folder):
+        print(line)
+    return 0
+
+
+def _precompute(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    teacher = _own_teacher(config, run_folder)
+    print(precompute_set(config, run_folder, teacher, args.dtype, args.rows_per_shard))
     return 0
 
 

@@ -5,6 +5,7 @@ position in an endless stream, from memory, from files as they are asked for, or
 no state, so that a training resumes from the number of its iteration.
 """
 
+from distill.dataset.example import write_example
 from distill.dataset.forms import open_rows
 from distill.dataset.order import Order, ShuffledOrder, Slices, WeightedOrder, generator_at
 from distill.dataset.pictures import (
@@ -51,4 +52,5 @@ __all__ = [
     "probe_prompts",
     "to_model_range",
     "to_uint8",
+    "write_example",
 ]
