@@ -28,6 +28,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--preset", default="shapes_tiny", choices=sorted(PRESETS))
         command.add_argument("--out", type=Path, default=None, help="run folder (runs/NAME)")
         command.add_argument("--data", default=None, help="folder of pictures, Parquet or tars")
+        if name in ("precompute", "train", "evaluate", "export"):
+            command.add_argument(
+                "--teacher", default=None, help="diffusers folder or hub name (the run's own)"
+            )
         command.add_argument("--heldout", default=None, help="Parquet file of held-out pairs")
         command.add_argument(
             "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
@@ -66,6 +70,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
         assignments.append(f"data.path={args.data}")
     if args.heldout is not None:
         assignments.append(f"data.heldout_path={args.heldout}")
+    if getattr(args, "teacher", None) is not None:
+        assignments.append(f"student.teacher_source={args.teacher}")
     return override(preset(args.preset), assignments)
 
 

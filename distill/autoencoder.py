@@ -66,7 +66,7 @@ class Codec:
             raise ConfigError(f"{path}: diffusers has no class {name!r}")
         # float32 whatever the files hold: SDXL's autoencoder overflows in float16.
         model = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch.float32
+            folder, local_files_only=True, dtype=torch.float32
         )
         return cls(model.to(device or torch.device("cpu")))
 

@@ -25,8 +25,6 @@ from distill.dataset import (
     write_example,
 )
 from distill.device import pick_device
-from distill.diffusion import Diffusion
-from distill.encoders import TextEncoder
 from distill.evaluate import (
     Draw,
     Judge,
@@ -39,7 +37,6 @@ from distill.evaluate import (
     prompt_sets,
 )
 from distill.export import export_student, parameter_counts, write_json
-from distill.features import freeze
 from distill.grid import grid_image
 from distill.loop import run_training, set_up_torch
 from distill.metrics import SqueezeNet
@@ -47,9 +44,11 @@ from distill.run_folder import prepare_folder
 from distill.sampling import sample_student, sample_teacher
 from distill.sets import describe, open_samples, precompute_set
 from distill.student import StudentTrainer, timesteps_by_steps
-from distill.teacher import TeacherTrainer, load_unet
+from distill.teacher import TeacherTrainer
 from distill.teachers.base import Teacher
+from distill.teachers.load import load_teacher, settled
 from distill.trainer import Aborted, Interrupted, Trainer
+from distill.unet import load_unet
 
 TEACHER_STEPS = (1, 2, 4, 25, 50)
 
@@ -64,6 +63,8 @@ def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namesp
     }
     try:
         set_up_torch(config)
+        if command not in ("autoencoder", "teacher", "data"):
+            config = settled(config)
         if command in commands:
             return commands[command](config, run_folder, args)
         return _train(command, config, run_folder, args)
@@ -91,18 +92,8 @@ def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
     return TeacherTrainer(config, codec, for_training(_selected(config), config.data))
 
 
-def _own_teacher(config: RunConfig, run_folder: Path) -> Teacher:
-    device = pick_device(config.device)
-    folder = run_folder / "teacher" / "model"
-    text = TextEncoder.load(folder).to(device)
-    freeze(text)
-    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type, device)
-    codec = Codec.load(run_folder / "autoencoder" / "model", device)
-    return Teacher(load_unet(folder, device), text, codec, diffusion, text.spec.width)
-
-
 def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    teacher = _own_teacher(config, run_folder)
+    teacher = load_teacher(config, run_folder, pick_device(config.device))
     samples, prompts = open_samples(config, run_folder, teacher)
     return StudentTrainer(config, teacher, samples, prompts)
 
@@ -138,18 +129,16 @@ def _data(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
 
 
 def _precompute(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
-    teacher = _own_teacher(config, run_folder)
+    teacher = load_teacher(config, run_folder, pick_device(config.device))
     print(precompute_set(config, run_folder, teacher, args.dtype, args.rows_per_shard))
     return 0
 
 
 def _samplers(
-    config: RunConfig, run_folder: Path, codec: Codec, shape: tuple[int, int, int]
+    config: RunConfig, run_folder: Path, teacher: Teacher, shape: tuple[int, int, int]
 ) -> dict[str, Draw]:
     """Student at each of its numbers of steps, teacher at the steps that the report compares."""
-    diffusion = Diffusion.create(
-        config.teacher.schedule, config.teacher.prediction_type, codec.device
-    )
+    codec = teacher.codec
 
     def pictures_of(
         sampler: Callable[..., torch.Tensor], prompts: Sequence[str], seeds: Sequence[int]
@@ -157,21 +146,15 @@ def _samplers(
         with torch.no_grad():
             return to_uint8(codec.decode(sampler(prompts=prompts, seeds=seeds)))
 
-    student_folder = run_folder / "student" / "model"
-    student = load_unet(student_folder, codec.device).eval()
-    student_text = TextEncoder.load(student_folder).to(codec.device).eval()
-    teacher_folder = run_folder / "teacher" / "model"
-    teacher = load_unet(teacher_folder, codec.device).eval()
-    teacher_text = TextEncoder.load(teacher_folder).to(codec.device).eval()
+    student = load_unet(run_folder / "student" / "model", codec.device).eval()
+    text, diffusion = teacher.text, teacher.diffusion
     samplers: dict[str, Draw] = {}
     for num_steps, timesteps in timesteps_by_steps(config.student.timesteps).items():
-        drawn = partial(
-            sample_student, student, student_text, diffusion, shape=shape, timesteps=timesteps
-        )
+        drawn = partial(sample_student, student, text, diffusion, shape=shape, timesteps=timesteps)
         samplers[f"student, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
     for num_steps in TEACHER_STEPS:
         drawn = partial(
-            sample_teacher, teacher, teacher_text, diffusion, shape=shape, num_steps=num_steps
+            sample_teacher, teacher.unet, text, diffusion, shape=shape, num_steps=num_steps
         )
         samplers[f"teacher, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
     return samplers
@@ -179,13 +162,14 @@ def _samplers(
 
 def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     network = SqueezeNet(args.features)
-    codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
+    teacher = load_teacher(config, run_folder, pick_device(config.device))
+    codec = teacher.codec
     pictures, heldout = _selected(config), load_heldout(config.data)
-    cells = config.data.image_size_px // config.autoencoder.downscale
-    shape = (config.autoencoder.latent_channels, cells, cells)
+    cells = config.data.image_size_px // codec.downscale
+    shape = (codec.latent_channels, cells, cells)
     samplers = {
         name: in_bf16(draw, codec.device, enabled=config.bf16)
-        for name, draw in _samplers(config, run_folder, codec, shape).items()
+        for name, draw in _samplers(config, run_folder, teacher, shape).items()
     }
     scores = evaluate(samplers, prompt_sets(pictures, heldout), Judge(network, pictures, heldout))
     write_json(run_folder / "evaluation.json", as_json(scores))

@@ -30,8 +30,8 @@ from distill.methods.registry import build_method
 from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained
-from distill.teacher import to_device
 from distill.teachers.base import Teacher
+from distill.unet import to_device
 from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec
 

@@ -20,8 +20,8 @@ from distill.encoders import TextEncoder
 from distill.features import freeze
 from distill.methods.base import Frozen, Sample
 from distill.presets import shapes_tiny
-from distill.teacher import build_unet
 from distill.teachers.base import Teacher
+from distill.unet import build_unet
 
 
 def tiny_config(*assignments: str) -> RunConfig:

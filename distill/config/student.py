@@ -62,6 +62,8 @@ class StudentConfig:
     Attributes:
         method: how to distil; each is a module of distill/methods.
         teacher_source: a local diffusers folder or a hub name; None takes the run's own teacher.
+        zero_terminal_snr: how that teacher's schedule is made to end in pure noise; "auto" is
+            "input_only" for epsilon and "rescale" for v.
         initialise: where the student's weights start (arXiv:2311.17042, table 1c).
         timesteps: the student's few timesteps, descending; the first must be the last of the
             schedule, where its input is pure noise.
@@ -80,6 +82,7 @@ class StudentConfig:
 
     method: MethodName = "add"
     teacher_source: str | None = None
+    zero_terminal_snr: Literal["auto", "none", "input_only", "rescale"] = "auto"
     initialise: Literal["teacher", "random"] = "teacher"
     timesteps: tuple[int, ...] = (999, 749, 499, 249)
     timestep_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)

@@ -27,7 +27,7 @@ from distill.dataset import to_uint8
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
 from distill.sampling import sample_student
-from distill.teacher import load_unet
+from distill.unet import load_unet
 from engines.__main__ import main as engines_main
 from engines.pipeline import Pipeline
 
