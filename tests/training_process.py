@@ -1,11 +1,13 @@
 """Trainings as processes of their own that a test can kill.
 
-Owns starting them. A server process imports the packages once and forks, so that a training is
-there in a fraction of a second and dies of SIGKILL like any other.
+Owns starting them, and comparing two of them to the bit. A server process imports the packages
+once and forks, so that a training is there in a fraction of a second and dies of SIGKILL like any
+other.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from distill.checkpoint import load_snapshot
 
 LIMIT_S = 120
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -71,6 +75,38 @@ def _run(
     if max_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     sys.exit(main(words))
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
+
+
+def _assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Compare two snapshots down to the last bit of the last tensor."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_run(straight: Path, parts: Path) -> None:
+    """Compare two trainings: lines, snapshots to the last bit, and finished models."""
+    assert _metrics(straight) == _metrics(parts)
+    _assert_same(load_snapshot(straight), load_snapshot(parts))
+    for path in (straight / "model").rglob("*"):
+        if path.is_file():
+            other = parts / "model" / path.relative_to(straight / "model")
+            assert other.read_bytes() == path.read_bytes(), path.name
 
 
 class _SlowStream:

@@ -5,17 +5,14 @@ ONESTEP_KILLS sets how many kills the storm has; a night's run takes a thousand.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from training_process import LIMIT_S, arguments, finish, start
+from training_process import LIMIT_S, arguments, assert_same_run, finish, start
 
 from distill.checkpoint import load_snapshot, snapshot_paths
 
@@ -49,37 +46,6 @@ def _kill_after(words: list[str], folder: Path, num_lines: int, output: Path) ->
     assert process.exitcode == -signal.SIGKILL, output.read_text()
 
 
-def _metrics(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
-
-
-def _assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Compare two snapshots down to the last bit of the last tensor."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            _assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
-def _assert_same_run(straight: Path, parts: Path) -> None:
-    assert _metrics(straight) == _metrics(parts)
-    _assert_same(load_snapshot(straight), load_snapshot(parts))
-    for path in (straight / "model").rglob("*"):
-        if path.is_file():
-            other = parts / "model" / path.relative_to(straight / "model")
-            assert other.read_bytes() == path.read_bytes(), path.name
-
-
 @pytest.mark.parametrize("command", STAGES)
 def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     finished: Path, tmp_path: Path, command: str
@@ -104,7 +70,7 @@ def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     again = [*arguments(command, parts.parent, *settings), "--resume"]
     code, words = finish(again, tmp_path / "c.txt")
     assert code == 0, words
-    _assert_same_run(straight, parts)
+    assert_same_run(straight, parts)
 
 
 @pytest.mark.parametrize("slow_bytes", [0, 4096], ids=["quick writes", "slow writes"])
@@ -150,4 +116,4 @@ def test_a_storm_of_kills_leaves_the_run_as_if_nothing_had_been(
     calm = arguments("autoencoder", straight.parent, length, "sample_every=1000")
     code, printed = finish(calm, tmp_path / "straight.txt")
     assert code == 0, printed
-    _assert_same_run(straight, folder)
+    assert_same_run(straight, folder)

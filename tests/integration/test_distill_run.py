@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from distill_fixtures import squeezenet_arrays, tiny_config
+from training_process import assert_same_run
 
 from distill import stages
 from distill.__main__ import main
@@ -91,57 +91,27 @@ def _interrupt(arguments: list[str], folder: Path) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Compare two snapshots down to the last bit of the last tensor."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            _assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
 def _metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("command", "section", "iterations"),
-    [("autoencoder", "autoencoder", 40), ("teacher", "teacher", 8), ("train", "student", 10)],
-)
-def test_an_interrupted_training_resumes_to_the_bit(
-    finished: Path, tmp_path: Path, command: str, section: str, iterations: int
-) -> None:
-    name = STAGE_FOLDERS[command]
-    length = f"{section}.optimizer.iterations={iterations}"
-    straight = _linked(finished, tmp_path / "straight", but=name) / name
-    parts = _linked(finished, tmp_path / "parts", but=name) / name
-    assert main(_arguments(command, straight.parent, length, "sample_every=1000")) == 0
+def test_an_interrupted_training_resumes_to_the_bit(tmp_path: Path) -> None:
+    straight, parts = (tmp_path / name / "autoencoder" for name in ("straight", "parts"))
+    length = "autoencoder.optimizer.iterations=40"
+    assert main(_arguments("autoencoder", straight.parent, length, "sample_every=1000")) == 0
 
     # A picture sheet after every iteration slows the process, so that the signal is in time.
-    stopped = _interrupt(_arguments(command, parts.parent, length, "sample_every=1"), parts)
+    stopped = _interrupt(_arguments("autoencoder", parts.parent, length, "sample_every=1"), parts)
     assert stopped.returncode == 130, stopped.stderr
-    assert f"of {iterations}; continue with --resume" in stopped.stderr.splitlines()[-1]
+    assert "of 40; continue with --resume" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr
-    assert 2 <= load_snapshot(parts)["iteration"] < iterations
+    assert 2 <= load_snapshot(parts)["iteration"] < 40
     assert not (parts / "model").exists()
 
-    again = _arguments(command, parts.parent, length, "sample_every=1000")
+    again = _arguments("autoencoder", parts.parent, length, "sample_every=1000")
     assert main([*again, "--resume"]) == 0
-    _assert_same(load_snapshot(straight), load_snapshot(parts))
-    assert _metrics(straight) == _metrics(parts)
-    for path in (straight / "model").rglob("*"):
-        if path.is_file():
-            other = parts / "model" / path.relative_to(straight / "model")
-            assert other.read_bytes() == path.read_bytes(), path.name
+    assert_same_run(straight, parts)
 
 
 def test_a_run_is_neither_overwritten_nor_mixed(
