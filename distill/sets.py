@@ -44,8 +44,10 @@ def describe(config: RunConfig, run_folder: Path) -> Iterator[str]:
     chosen = filter_pictures(pictures, config.data)
     yield f"{len(pictures)} pictures read, {pictures.num_skipped} rows skipped"
     num_captions = sum(map(len, chosen.captions))
-    yield f"{len(chosen)} chosen, {len(set(chosen.names))} concepts, {num_captions} captions"
-    for style, num in sorted(Counter(chosen.styles).items()):
+    num_concepts = len(set(chosen.names) - {""})
+    named = f"{num_concepts} concepts, " if num_concepts else ""
+    yield f"{len(chosen)} chosen, {named}{num_captions} captions"
+    for style, num in sorted(Counter(chosen.styles).items()) if any(chosen.styles) else ():
         yield f"  {style or '(no style)'}: {num}"
     yield "for example: " + "; ".join(probe_prompts(chosen, 5))
 
