@@ -22,7 +22,6 @@ from distill.config import RunConfig, StudentConfig
 from distill.dataset import to_uint8
 from distill.device import half_precision
 from distill.draws import Draws
-from distill.encoders import TextEncoder
 from distill.features import freeze
 from distill.grid import grid_image
 from distill.methods.base import Frozen, Sample
@@ -33,7 +32,7 @@ from distill.step import Batch, DistillStep, Trained
 from distill.teachers.base import Teacher
 from distill.unet import to_device
 from engines.noise import unit_noise
-from engines.spec import LatentSpec, ModelSpec
+from engines.spec import LatentSpec, ModelSpec, TextSpec
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, M captions, D width.
 
@@ -214,7 +213,7 @@ class StudentTrainer:
         self.text.save(folder)
 
 
-def student_spec(config: RunConfig, codec: Codec, text: TextEncoder) -> ModelSpec:
+def student_spec(config: RunConfig, codec: Codec, text: TextSpec) -> ModelSpec:
     """What serving must know of the finished student; the graphs are added at export."""
     size = config.data.image_size_px
     styles = config.data.styles
@@ -228,12 +227,12 @@ def student_spec(config: RunConfig, codec: Codec, text: TextEncoder) -> ModelSpe
         student_timesteps=timesteps_by_steps(config.student.timesteps),
         sizes_px=((size, size),),
         latent=LatentSpec(
-            channels=config.autoencoder.latent_channels,
-            downscale=config.autoencoder.downscale,
+            channels=codec.latent_channels,
+            downscale=codec.downscale,
             scale=codec.scale,
             shift=codec.shift,
         ),
-        text=text.spec,
+        text=text,
         examples=tuple(
             f"{name}, {style}" if style else name
             for name, style in zip(names, itertools.cycle(styles or ("",)))

@@ -27,7 +27,7 @@ from engines.tokenizer import tokenizer_path
 OPSET = 20
 _EXAMPLE_BATCH = 2  # the tracer would take a batch of one for a constant
 _MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit for one file
-_COPIED = ("README.md", "grid.webp", "training.json", "evaluation.json")
+_COPIED = ("README.md", "grid.webp", "training.json", "evaluation.json", "provenance.json")
 _TOKENIZER_FILE = "tokenizer.json"
 Report = Callable[[str], None]
 

@@ -26,6 +26,7 @@ _SHAPES_NOTHING = frozenset(
         "name",
         "description",
         "license",
+        "attribution",
         "device",
         "num_threads",
         "compile",
@@ -43,11 +44,18 @@ _STAGES = ("autoencoder", "teacher", "student")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One model from captioned pictures to a student."""
+    """One model from captioned pictures to a student.
+
+    Attributes:
+        description: one line of what the model draws.
+        license: of the model, as the hub names licences.
+        attribution: whose pictures it was trained on, for its provenance.
+    """
 
     name: str
     description: str = ""
     license: str = ""
+    attribution: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig = field(default_factory=TextConfig)

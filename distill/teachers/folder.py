@@ -66,23 +66,27 @@ class TeacherFolder:
         Raises:
             ConfigError: a part is missing, or two parts do not fit.
         """
-        unet = load_unet(self.path, device)
-        codec = Codec.load(self.path / "vae", device)
+        unet, codec = load_unet(self.path, device), self.codec(device)
         if unet.config.in_channels != codec.latent_channels:
             raise ConfigError(
                 f"{self.name}: its UNet takes {unet.config.in_channels} channels and its "
                 f"autoencoder gives {codec.latent_channels}: inpainting and image-to-image "
                 "models are no teachers"
             )
+        text = self.prompts(size_px)
+        text.to(device)
+        diffusion = Diffusion.create(self.schedule, self.prediction_type, device)
+        return Teacher(freeze(unet), text, codec, diffusion, text.pooled_width)
+
+    def codec(self, device: torch.device | None = None) -> Codec:
+        """Read its autoencoder."""
+        return Codec.load(self.path / "vae", device)
+
+    def prompts(self, size_px: int) -> ClipPrompts | DualClipPrompts:
+        """Read its tokenizers and text encoders, frozen."""
         text = PIPELINES[self.pipeline](self, size_px)
-        freeze(text.to(device))
-        return Teacher(
-            freeze(unet),
-            text,
-            codec,
-            Diffusion.create(self.schedule, self.prediction_type, device),
-            text.pooled_width,
-        )
+        freeze(text)
+        return text
 
     def part(self, name: str) -> Any:
         """A tokenizer or text encoder, by the class that the index names.

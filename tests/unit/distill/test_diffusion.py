@@ -9,7 +9,6 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from distill.diffusion import Diffusion
-from distill.export import scheduler_for
 from engines.spec import PredictionType, ScheduleSpec
 
 SCHEDULES = [
@@ -61,8 +60,12 @@ def test_signal_is_left_where_the_schedule_says_so() -> None:
 @pytest.mark.parametrize("spec", SCHEDULES, ids=["scaled", "linear", "cosine", "rescaled"])
 def test_noise_is_added_as_in_diffusers(spec: ScheduleSpec) -> None:
     diffusion = Diffusion.create(spec, "v_prediction")
-    scheduler = scheduler_for(spec, "v_prediction")
-    assert isinstance(scheduler, DDPMScheduler)
+    scheduler = DDPMScheduler(
+        beta_schedule=spec.beta_schedule,
+        beta_start=spec.beta_start,
+        beta_end=spec.beta_end,
+        rescale_betas_zero_snr=spec.zero_terminal_snr == "rescale",
+    )
     latents, noise = _latents()
     timestep_B = torch.tensor([0, 250, 600, 999])
     torch.testing.assert_close(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDPMScheduler
+from diffusers import AutoencoderTiny, LCMScheduler
 from distill_fixtures import tiny_codec, tiny_config, tiny_text, tiny_unet
 
 from distill.autoencoder import Codec, raw_encode
 from distill.config import ConfigError, RunConfig
-from distill.export import export_student, parameter_counts, scheduler_for
+from distill.export import export_student, parameter_counts, student_scheduler
 from distill.student import student_spec, timesteps_by_steps
 from engines.spec import ModelSpec, ScheduleSpec
 
@@ -61,7 +61,7 @@ def test_the_exported_folder_describes_itself(tmp_path: Path) -> None:
 
 def test_diffusers_reads_the_scheduler(tmp_path: Path) -> None:
     export_student(_write_run(tmp_path / "run"), tmp_path / "run", tmp_path / "out")
-    scheduler = DDPMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+    scheduler = LCMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr
     # Zero up to the tiny floor that diffusers keeps for its float16 steps.
@@ -71,7 +71,7 @@ def test_diffusers_reads_the_scheduler(tmp_path: Path) -> None:
 
 
 def test_a_schedule_that_is_not_rescaled_stays_so() -> None:
-    scheduler = scheduler_for(ScheduleSpec(zero_terminal_snr="input_only"), "epsilon")
+    scheduler = student_scheduler(ScheduleSpec(zero_terminal_snr="input_only"), "epsilon", (999,))
     assert not scheduler.config.rescale_betas_zero_snr
     assert scheduler.config.prediction_type == "epsilon"
 
@@ -110,11 +110,11 @@ def test_an_unfinished_run_is_not_exported(tmp_path: Path, missing: str, message
 def test_examples_name_concepts_in_turn_with_the_styles() -> None:
     names = [f"thing {i}" for i in range(30)]
     config = tiny_config(f"data.concepts={json.dumps(names)}", 'data.styles=["flat", "3d"]')
-    spec = student_spec(config, tiny_codec(), tiny_text())
+    spec = student_spec(config, tiny_codec(), tiny_text().spec)
     assert spec.examples[:3] == ("thing 0, flat", "thing 2, 3d", "thing 4, flat")
     assert len(spec.examples) == 12
     plain = tiny_config('data.concepts=["rose"]')
-    assert student_spec(plain, tiny_codec(), tiny_text()).examples == ("rose",)
+    assert student_spec(plain, tiny_codec(), tiny_text().spec).examples == ("rose",)
 
 
 @torch.no_grad()
