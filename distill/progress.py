@@ -7,6 +7,7 @@ loop's.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ class Progress:
         self.files.mend()
         state = None
         if resume == "best":
+            if self.files.best() is None:
+                raise CheckpointError(f"no best snapshot in {folder / 'best'}: use --resume alone")
             state = read_snapshot(folder / "best" / "snapshot.pt")
         elif resume == "last" and snapshot_paths(folder):
             state = load_snapshot(folder)
@@ -166,7 +169,8 @@ class Progress:
         with undisturbed(self.trainer.device):
             score = self.trainer.score()
         self._tally.note({self.trainer.score_name: score})
-        if self._best_score is not None and not score < self._best_score:
+        is_better = self._best_score is None or score < self._best_score
+        if not (math.isfinite(score) and is_better):
             return False
         self._best_score = score
         return True

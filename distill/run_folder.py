@@ -147,7 +147,9 @@ class RunFolder:
                 os.link(snapshot, folder / "snapshot.pt")
             except OSError:  # a file system without links
                 shutil.copyfile(snapshot, folder / "snapshot.pt")
-            (folder / "best.json").write_text(json.dumps(dict(facts), indent=2) + "\n")
+            (folder / "best.json").write_text(
+                json.dumps(dict(facts), indent=2, allow_nan=False) + "\n"
+            )
             if write is not None:
                 write(folder / "model")
 
