@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_process import LIMIT_S, arguments, assert_same_run, finish, start
 
 from distill.checkpoint import load_snapshot, snapshot_paths
@@ -46,6 +47,13 @@ def _kill_after(words: list[str], folder: Path, num_lines: int, output: Path) ->
     assert process.exitcode == -signal.SIGKILL, output.read_text()
 
 
+def _curve(folder: Path) -> list[int]:
+    """Iterations that TensorBoard shows."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("num_skipped")]
+
+
 @pytest.mark.parametrize("command", STAGES)
 def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     finished: Path, tmp_path: Path, command: str
@@ -71,6 +79,7 @@ def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     code, words = finish(again, tmp_path / "c.txt")
     assert code == 0, words
     assert_same_run(straight, parts)
+    assert _curve(parts) == _curve(straight) == [3, 6, 9, 12, 15, 18, 20]
 
 
 @pytest.mark.parametrize("slow_bytes", [0, 4096], ids=["quick writes", "slow writes"])
