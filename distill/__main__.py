@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from distill.config import ConfigError, RunConfig, override
+from distill.evaluation.options import add_evaluate_options, add_report_options
 from distill.presets import PRESETS, preset
 
 
@@ -56,11 +57,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--dtype", choices=kinds, default="float16", help="on disk")
             command.add_argument("--rows-per-shard", type=int, default=512, help="of one file")
         if name == "evaluate":
-            command.add_argument(
-                "--features", type=Path, required=True, help="SqueezeNet weights (.npz) that judge"
-            )
+            add_evaluate_options(command)
         if name == "export":
             command.add_argument("--to", type=Path, default=None, help="folder to write")
+    text = "write one page of a run's figures, curves and pictures"
+    add_report_options(commands.add_parser("report", help=text, description=text))
     return parser
 
 
@@ -75,6 +76,14 @@ def _config(args: argparse.Namespace) -> RunConfig:
     return override(preset(args.preset), assignments)
 
 
+def _report(args: argparse.Namespace) -> int:
+    from distill.evaluation.report import write_report
+
+    for path in write_report(args.run, args.preset, args.compare):
+        print(path)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code.
 
@@ -83,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
+        if args.command == "report":
+            return _report(args)
         config = _config(args)
         run = args.out or Path("runs") / config.name
         # The stages load torch; --help and a wrong field should not wait for it.

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from distill.autoencoder import AutoencoderTrainer, Codec
 from distill.checkpoint import CheckpointError
@@ -19,38 +14,20 @@ from distill.dataset import (
     Pictures,
     filter_pictures,
     for_training,
-    load_heldout,
     load_pictures,
-    to_uint8,
     write_example,
 )
 from distill.device import pick_device
-from distill.evaluate import (
-    Draw,
-    Judge,
-    as_json,
-    draw_all,
-    evaluate,
-    in_bf16,
-    markdown_table,
-    one_prompt_per_concept,
-    prompt_sets,
-)
-from distill.export import export_student, parameter_counts, write_json
-from distill.grid import grid_image
+from distill.evaluation.command import evaluate_run, print_outcome
+from distill.evaluation.options import EvaluateOptions
+from distill.export import export_student, parameter_counts
 from distill.loop import run_training, set_up_torch
-from distill.metrics import SqueezeNet
 from distill.run_folder import prepare_folder
-from distill.sampling import sample_student, sample_teacher
 from distill.sets import describe, open_samples, precompute_set
-from distill.student import StudentTrainer, timesteps_by_steps
+from distill.student import StudentTrainer
 from distill.teacher import TeacherTrainer
-from distill.teachers.base import Teacher
 from distill.teachers.load import load_teacher, settled
 from distill.trainer import Aborted, Interrupted, Trainer
-from distill.unet import load_unet
-
-TEACHER_STEPS = (1, 2, 4, 25, 50)
 
 
 def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
@@ -134,50 +111,11 @@ def _precompute(config: RunConfig, run_folder: Path, args: argparse.Namespace) -
     return 0
 
 
-def _samplers(
-    config: RunConfig, run_folder: Path, teacher: Teacher, shape: tuple[int, int, int]
-) -> dict[str, Draw]:
-    """Student at each of its numbers of steps, teacher at the steps that the report compares."""
-    codec = teacher.codec
-
-    def pictures_of(
-        sampler: Callable[..., torch.Tensor], prompts: Sequence[str], seeds: Sequence[int]
-    ) -> NDArray[np.uint8]:
-        with torch.no_grad():
-            return to_uint8(codec.decode(sampler(prompts=prompts, seeds=seeds)))
-
-    student = load_unet(run_folder / "student" / "model", codec.device).eval()
-    text, diffusion = teacher.text, teacher.diffusion
-    samplers: dict[str, Draw] = {}
-    for num_steps, timesteps in timesteps_by_steps(config.student.timesteps).items():
-        drawn = partial(sample_student, student, text, diffusion, shape=shape, timesteps=timesteps)
-        samplers[f"student, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
-    for num_steps in TEACHER_STEPS:
-        drawn = partial(
-            sample_teacher, teacher.unet, text, diffusion, shape=shape, num_steps=num_steps
-        )
-        samplers[f"teacher, {num_steps} step{'s' * (num_steps > 1)}"] = partial(pictures_of, drawn)
-    return samplers
-
-
 def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
-    network = SqueezeNet(args.features)
+    options = EvaluateOptions.read(args)
     teacher = load_teacher(config, run_folder, pick_device(config.device))
-    codec = teacher.codec
-    pictures, heldout = _selected(config), load_heldout(config.data)
-    cells = config.data.image_size_px // codec.downscale
-    shape = (codec.latent_channels, cells, cells)
-    samplers = {
-        name: in_bf16(draw, codec.device, enabled=config.bf16)
-        for name, draw in _samplers(config, run_folder, teacher, shape).items()
-    }
-    scores = evaluate(samplers, prompt_sets(pictures, heldout), Judge(network, pictures, heldout))
-    write_json(run_folder / "evaluation.json", as_json(scores))
-    print(markdown_table(scores))
-    prompts = one_prompt_per_concept(pictures)
-    images = draw_all(next(iter(samplers.values())), prompts)
-    grid_image(images, num_columns=12).save(run_folder / "grid.webp", quality=90)
-    print(f"{len(prompts)} concepts in one step, seeds 0, 1, 2, ...: {run_folder / 'grid.webp'}")
+    outcome = evaluate_run(config, run_folder, teacher, options)
+    print_outcome(outcome, run_folder)
     return 0
 
 

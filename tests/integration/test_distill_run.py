@@ -19,13 +19,13 @@ import torch
 from distill_fixtures import squeezenet_arrays, tiny_config
 from training_process import assert_same_run
 
-from distill import stages
 from distill.__main__ import main
 from distill.autoencoder import Codec
 from distill.checkpoint import load_snapshot, snapshot_path, snapshot_paths
 from distill.dataset import to_uint8
 from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
+from distill.evaluation.results import Evaluation
 from distill.sampling import sample_student
 from distill.unet import load_unet
 from engines.__main__ import main as engines_main
@@ -217,33 +217,37 @@ def test_the_data_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "30 chosen, 30 concepts, 90 captions" in out
 
 
-def test_the_run_is_judged(
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_run_is_judged_and_reported(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stages, "TEACHER_STEPS", (1, 2))  # fifty steps judge no better
     run = tmp_path / "run"
     run.mkdir()
     for folder in STAGE_FOLDERS.values():
         (run / folder).symlink_to(finished / folder)
     np.savez(tmp_path / "judge.npz", **squeezenet_arrays())
-    arguments = _arguments("evaluate", run, "data.num_shapes=5")
+    arguments = [*_arguments("evaluate", run, "data.num_shapes=6"), "--teacher-steps", "1,2"]
     assert main([*arguments, "--features", str(tmp_path / "judge.npz")]) == 0
-    table = capsys.readouterr().out
-    scores = json.loads((run / "evaluation.json").read_text())
-    samplers = {score["sampler"] for score in scores}
-    assert {"student, 1 step", "student, 4 steps", "teacher, 1 step", "teacher, 2 steps"} <= (
-        samplers
-    )
-    for score in scores:
-        assert f"| {score['sampler']} |" in table
-        assert score["num_prompts"] == 5
-        assert np.isfinite(score["frechet_distance"])
-        assert 0 <= score["top1"] <= score["top5"] <= 1
-        # Five concepts in all, so the fifth guess is always among them.
-        assert score["top5"] == 1.0
+    tables = capsys.readouterr().out
+    found = Evaluation.load(run)
+    samplers = {sampler.name for sampler in found.samplers if sampler.model != "codec"}
+    students = {"student, 1 step", "student, 4 steps"}
+    assert students | {"teacher, 1 step", "teacher, 2 steps ddim"} <= samplers
+    for sampler in samplers:
+        assert f"| {sampler} |" in tables
+        score = found.find(sampler, "without style", "squeezenet")
+        assert score is not None
+        assert np.isfinite(score.metrics["frechet_distance"].value)
+        assert 0 <= score.metrics["top1"].value <= score.metrics["top5"].value <= 1
+        assert score.metrics["diversity"].value > 0
+    assert (run / "grid.webp").is_file()
+    assert (run / "evaluation" / "without-style.webp").is_file()
+
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "student, 1 step" in page
+    assert page.count("<svg") == 0  # every picture travels inside, coded
+    assert page.count("data:image/svg+xml;base64,") == len(STAGE_FOLDERS)
+    assert "shapes_tiny" in (run / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
