@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from distill_fixtures import tiny_config
 from walk_trainer import ScoredWalk, VariedWalk, WatchedWalk, lines_of, train
 
 from distill.checkpoint import CheckpointError, load_snapshot, read_snapshot, snapshot_paths
 from distill.config import ConfigError
+from distill.progress import Progress
 from distill.run_folder import RunFolder
 from distill.trainer import Aborted, Interrupted
 
@@ -222,3 +224,25 @@ def test_a_snapshot_that_does_not_fit_is_named(tmp_path: Path) -> None:
     torch.save(state, snapshot_paths(folder)[0])
     with pytest.raises(CheckpointError, match="does not fit this model or version"):
         train(tmp_path, WatchedWalk(2, {}), resume="last")
+
+
+class _Flushed:
+    """A tracker that looks at the folder when it is flushed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.num_snapshots: list[int] = []
+
+    def flush(self) -> None:
+        self.num_snapshots.append(len(snapshot_paths(self._folder)))
+
+
+def test_no_snapshot_is_ahead_of_the_curves(tmp_path: Path) -> None:
+    progress = Progress(WatchedWalk(2, {}), tmp_path, tiny_config())
+    tracker = _Flushed(tmp_path)
+    progress.trackers = [tracker]  # type: ignore[list-item]  # the one method that is called
+    progress.iterate(1.0)
+    progress.snapshot(has_best_score=False)
+    progress.iterate(1.0)
+    progress.snapshot(has_best_score=False)
+    assert tracker.num_snapshots == [0, 1]
