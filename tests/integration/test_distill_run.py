@@ -114,6 +114,25 @@ def test_an_interrupted_training_resumes_to_the_bit(tmp_path: Path) -> None:
     assert_same_run(straight, parts)
 
 
+def test_a_training_that_breaks_down_ends_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = (
+        "autoencoder.optimizer.iterations=40",
+        "autoencoder.optimizer.lr=1e38",  # the first step throws the weights out of all bounds
+        "guard.max_skipped_in_a_row=3",
+        "snapshot_every_s=0",
+    )
+    assert main(_arguments("autoencoder", run, *settings)) == 3
+    words = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words.startswith("onestep-distill: autoencoder: stopped at iteration ")
+    assert "3 iterations in a row had no finite gradient. Set bf16=false, lower" in words
+    assert f"is {run / 'autoencoder' / 'best' / 'model'}; continue from it with" in words
+    assert (run / "autoencoder" / "best" / "model" / "config.json").is_file()
+    assert [line["num_skipped"] for line in _metrics(run / "autoencoder")][-2:] == [1, 2]
+
+
 def test_a_run_is_neither_overwritten_nor_mixed(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
