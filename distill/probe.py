@@ -22,7 +22,7 @@ Draw = Callable[[Conditioning, Sequence[int]], torch.Tensor]
 
 _NUM_PICTURES = 128
 _NUM_PROMPTS, _NUM_SEEDS = 4, 4
-_NUM_AT_ONCE = 16
+_NUM_AT_ONCE = 8
 
 
 class Samples(Protocol):
@@ -40,25 +40,28 @@ class Probe:
         """Name the pictures; they are read when they are first needed."""
         self._samples = samples
         self._draws = Draws(seed, 0, range(_NUM_PICTURES), device)
-        self._real: Sample | None = None
+        self._parts: list[tuple[torch.Tensor, Conditioning]] = []
 
-    def _sample(self) -> Sample:
-        if self._real is None:
-            self._real = self._samples.sample(self._draws)
-        return self._real
+    def _real(self) -> list[tuple[torch.Tensor, Conditioning]]:
+        # In parts, because a set that is not precomputed runs its encoders here.
+        if not self._parts:
+            for start in range(0, _NUM_PICTURES, _NUM_AT_ONCE):
+                sample = self._samples.sample(self._draws.at(slice(start, start + _NUM_AT_ONCE)))
+                self._parts.append((sample.latents_BChw, sample.conditioning))
+        return self._parts
 
     def distance(self, draw: Draw) -> float:
         """How far drawn latents are from the real ones of the same prompts."""
-        real = self._sample()
-        drawn = []
-        for start in range(0, len(real), _NUM_AT_ONCE):
-            seeds = range(start, min(start + _NUM_AT_ONCE, len(real)))
-            drawn.append(draw(real.conditioning[slice(seeds.start, seeds.stop)], seeds))
-        return latent_distance(real.latents_BChw, torch.cat(drawn))
+        real, drawn = [], []
+        for part, (latents_BChw, conditioning) in enumerate(self._real()):
+            real.append(latents_BChw)
+            first = part * _NUM_AT_ONCE
+            drawn.append(draw(conditioning, range(first, first + len(conditioning))))
+        return latent_distance(torch.cat(real), torch.cat(drawn))
 
     def diversity(self, draw: Draw) -> float:
         """How far apart latents of one prompt and different seeds are."""
-        conditioning = self._sample().conditioning
+        _, conditioning = self._real()[0]
         drawn = [
             draw(conditioning[p : p + 1].expand(_NUM_SEEDS), range(_NUM_SEEDS))
             for p in range(_NUM_PROMPTS)
