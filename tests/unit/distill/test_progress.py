@@ -122,8 +122,11 @@ def test_the_way_back_to_the_best_may_have_other_settings(tmp_path: Path) -> Non
         train(tmp_path, WatchedWalk(9, {}), resume="last", **changed)
     with pytest.raises(ConfigError, match=r"differs in text\.num_layers"):
         train(tmp_path, WatchedWalk(9, {}), resume="best", **{**WON, "text.num_layers": 2})
+    with pytest.raises(RuntimeError, match="power"):
+        train(tmp_path, WatchedWalk(9, {}, crash_at=3), resume="best", **changed)
+    assert load_snapshot(folder)["iteration"] == 2
     with pytest.raises(Interrupted):
-        train(tmp_path, WatchedWalk(9, {}, stop_at=3), resume="best", **changed)
+        train(tmp_path, WatchedWalk(9, {}, stop_at=3), resume="last", **changed)
     # What came after the best is given up: neither snapshot nor line of it is left.
     assert [read_snapshot(path)["iteration"] for path in snapshot_paths(folder)] == [3, 2]
     assert [line["iteration"] for line in lines_of(folder)] == [1, 2, 3]
