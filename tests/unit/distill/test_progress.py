@@ -249,3 +249,17 @@ def test_no_snapshot_is_ahead_of_the_curves(tmp_path: Path) -> None:
     progress.iterate(1.0)
     progress.snapshot(has_best_score=False)
     assert tracker.num_snapshots == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("guard.num_snapshots=0", r"guard\.num_snapshots must be at least 1"),
+        ("guard.alarms.spike_window=0", r"guard\.alarms\.spike_window must be at least 1"),
+        ("guard.alarms.spike_factor=1", r"guard\.alarms\.spike_factor must be above 1"),
+        ("guard.alarms.spike_action=stop", r"guard\.alarms\.spike_action must be one of .*abort"),
+    ],
+)
+def test_a_watch_that_cannot_work_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(setting)
