@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP_PX = 4
-_LABEL_PX = 13
+_MIN_LABEL_PX = 10
 _MAX_TITLE_LINES = 3
 
 
@@ -31,12 +31,13 @@ def grid_image(images_BHWC: NDArray[np.uint8], num_columns: int) -> Image.Image:
 
 def labelled_rows(prompts: Sequence[str], rows: Mapping[str, NDArray[np.uint8]]) -> Image.Image:
     """The same prompts by several samplers: one row each, its name on the left, prompts on top."""
-    font = ImageFont.load_default(_LABEL_PX)
     sheets = [grid_image(images, num_columns=len(prompts)) for images in rows.values()]
     cell_px = (sheets[0].width - _GAP_PX) // len(prompts)
+    label_px = max(_MIN_LABEL_PX, cell_px // 8)
+    font = ImageFont.load_default(label_px)
     name_px = max(int(font.getlength(name)) for name in rows) + 3 * _GAP_PX
     titles = [_wrapped(prompt, font, cell_px - _GAP_PX) for prompt in prompts]
-    title_px = (_LABEL_PX + 3) * max(title.count("\n") + 1 for title in titles) + 2 * _GAP_PX
+    title_px = (label_px + 3) * max(title.count("\n") + 1 for title in titles) + 2 * _GAP_PX
     height = title_px + sum(sheet.height for sheet in sheets)
     page = Image.new("RGB", (name_px + sheets[0].width, height), "white")
     draw = ImageDraw.Draw(page)

@@ -117,7 +117,7 @@ def _chart(name: str, points: Points) -> str:
     return "".join(parts)
 
 
-def ticks(low: float, high: float, num: int = 4) -> Sequence[float]:
+def ticks(low: float, high: float, num: int = 5) -> Sequence[float]:
     """About `num` round numbers between two values."""
     raw = (high - low) / num
     power = 10.0 ** math.floor(math.log10(raw))
@@ -128,6 +128,6 @@ def ticks(low: float, high: float, num: int = 4) -> Sequence[float]:
 
 
 def _short(value: float) -> str:
-    if abs(value) >= 10000:
-        return f"{value / 1000:g}k"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if value else "0"

@@ -74,6 +74,7 @@ def difference_table(config: Mapping[str, Any], preset_name: str) -> Table:
         f"Configuration: {words} beside the preset {preset_name} as it is now",
         ("field", preset_name, "this run"),
         rows,
+        is_words=True,
     )
 
 

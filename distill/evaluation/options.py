@@ -96,6 +96,8 @@ class EvaluateOptions:
     def to_json(self) -> dict[str, Any]:
         """Plain values; of files their names, as where they lie says nothing."""
         plain = asdict(self)
+        if self.clip is None:
+            del plain["clip_model"]
         return {k: v.name if isinstance(v, Path) else v for k, v in plain.items()}
 
 

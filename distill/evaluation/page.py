@@ -20,11 +20,13 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; font-si
   border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right;
+caption { text-align: left; font-weight: 600; padding: .3rem 0; white-space: nowrap; }
+td small { color: #666; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 table.words td, table.words th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.words td:first-child { white-space: nowrap; }
 thead th { border-bottom: 2px solid #999; }
 figure { margin: 1rem 0; } figcaption { font-size: 13px; color: #555; }
 img { max-width: 100%; height: auto; }

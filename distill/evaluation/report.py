@@ -5,6 +5,7 @@ Owns the order of the page. Reads a run folder and loads no model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,13 +106,26 @@ def _add_figures(page: Page, evaluations: Sequence[Evaluation]) -> None:
         for card in first.judges.values()
     )
     page.add(
-        Table("Who judged", ("judge", "resize", "compares", "sha256 of weights", "note"), rows),
         Table(
-            "How it was evaluated",
-            ("setting", "value"),
-            tuple((name, str(value)) for name, value in first.settings.items()),
+            "Who judged", ("judge", "resize", "compares", "sha256 of weights", "note"), rows, True
         ),
+        Table("How it was evaluated", ("setting", "value"), _settings(first), True),
     )
+
+
+def _settings(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
+    """What was set, as text."""
+    rows = []
+    for name, value in evaluation.settings.items():
+        if isinstance(value, dict):
+            text = ", ".join(f"{key}: {number:.3g}" for key, number in value.items())
+        elif isinstance(value, list | tuple):
+            text = ", ".join(map(str, value))
+        else:
+            text = "" if value is None else str(value)
+        if text:
+            rows.append((name, text))
+    return tuple(rows)
 
 
 def reference_teacher(evaluation: Evaluation, kind: str, judge: str) -> SamplerFacts | None:
@@ -164,6 +178,23 @@ def comparison_table(evaluation: Evaluation) -> Table:
     )
 
 
+def _alarms(path: Path) -> list[Words]:
+    """What the run's alarms said."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            alarm = json.loads(text)
+        except json.JSONDecodeError:  # the line that a crash cut short
+            continue
+        words = ", ".join(
+            f"{key} {value}" for key, value in alarm.items() if key not in ("iteration", "time_s")
+        )
+        lines.append(f"alarm at iteration {alarm.get('iteration', '?')}: {words}")
+    return [Words(tuple(lines))] if lines else []
+
+
 def _add_training(page: Page) -> None:
     page.add(Heading("Training"))
     charts = page.folder / "report"
@@ -178,6 +209,7 @@ def _add_training(page: Page) -> None:
         last = max(x for points in series.values() for x, _ in points)
         caption = f"{stage}: {last:.0f} iterations in {duration_s(path) / 60:.0f} minutes"
         page.add(Picture(chart, caption))
+        page.add(*_alarms(page.folder / stage / "alarms.jsonl"))
         samples = sorted((page.folder / stage / "samples").glob("*.png"))
         if samples:
             page.add(Picture(samples[-1], f"{stage}: the last sheet of samples"))

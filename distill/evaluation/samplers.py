@@ -106,13 +106,19 @@ def student_samplers(models: Models, wanted: Sequence[int] = ()) -> list[Sampler
 
 
 def teacher_samplers(models: Models, options: EvaluateOptions, guidance: float) -> list[Sampler]:
-    """The teacher at every number of steps by every solver; at one step the solvers are one."""
-    return [
+    """The teacher at every number of steps by every solver; at one step the solvers are one.
+
+    Where guidance is used, its best-known number of steps is drawn without it, too.
+    """
+    samplers = [
         _teacher_sampler(models, num_steps, solver, guidance)
         for solver in options.solvers
         for num_steps in options.teacher_steps
         if num_steps > 1 or solver == options.solvers[0]
     ]
+    if guidance != 1.0 and TUNING_STEPS in options.teacher_steps:
+        samplers.append(_teacher_sampler(models, TUNING_STEPS, options.solvers[-1], 1.0))
+    return samplers
 
 
 def _teacher_sampler(models: Models, num_steps: int, solver: str, guidance: float) -> Sampler:
@@ -126,9 +132,9 @@ def _teacher_sampler(models: Models, num_steps: int, solver: str, guidance: floa
         num_steps=num_steps,
         guidance=guidance,
     )
-    words = f"teacher, {steps_word(num_steps)}"
+    words = f"teacher, {steps_word(num_steps)}" + f" {solver}" * (num_steps > 1)
     facts = SamplerFacts(
-        words if num_steps == 1 else f"{words} {solver}",
+        words if guidance == 1.0 else f"{words}, guidance {guidance:g}",
         "teacher",
         num_steps,
         num_steps * (1 if guidance == 1.0 else 2),

@@ -51,11 +51,16 @@ _INCEPTION = {"FD": "FID", "KD": "KID"}
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, headings and rows of plain text."""
+    """A caption, headings and rows of plain text.
+
+    Attributes:
+        is_words: cells are words to be wrapped, not figures to be lined up.
+    """
 
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    is_words: bool = False
 
     def markdown(self) -> str:
         """Return the table with its caption above."""
@@ -70,13 +75,22 @@ class Table:
         """Return the table with its caption."""
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headings)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
+        kind = ' class="words"' if self.is_words else ""
         return (
-            f"<table><caption>{html.escape(self.caption)}</caption>"
+            f"<table{kind}><caption>{html.escape(self.caption)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+
+def _html_cell(text: str) -> str:
+    """An interval goes below its figure, to keep wide tables on the page."""
+    value, bracket, interval = text.partition(" [")
+    if not bracket or (not value[:1].isdigit() and value[:1] != "-"):
+        return html.escape(text)
+    return f"{html.escape(value)}<br><small>[{html.escape(interval)}</small>"
 
 
 def written(value: float, *, is_share: bool) -> str:
@@ -94,7 +108,7 @@ def cell(estimate: Estimate | None, *, is_share: bool, has_interval: bool) -> st
     if not has_interval or estimate.low is None or estimate.high is None:
         return text
     low, high = (written(v, is_share=is_share) for v in (estimate.low, estimate.high))
-    return f"{text} [{low}, {high}]".replace(" %,", ",").replace(" % [", " [").replace(" %]", "] %")
+    return f"{text} [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
 
 
 def score_tables(evaluations: Sequence[Evaluation], *, has_intervals: bool = True) -> list[Table]:
