@@ -76,6 +76,7 @@ class Progress:
             ):  # killed between the two
                 self._keep_best(path)
         self.files.cut(self.iteration)
+        self.files.save_config(self.config)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         folder = self.files.path

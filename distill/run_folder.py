@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["last", "best"]
 
-METRICS, ALARMS = "metrics.jsonl", "alarms.jsonl"
+CONFIG, METRICS, ALARMS = "config.json", "metrics.jsonl", "alarms.jsonl"
 
 
 def prepare_folder(run: Path, stage: str, config: RunConfig, resume: Resume | None) -> Path:
-    """Make `run`/`stage` with its config.json, refusing to mix two runs.
+    """Make `run`/`stage`, refusing to mix two runs.
 
     Going back to the best snapshot may change the stage's own section: it begins a branch.
 
@@ -43,10 +43,9 @@ def prepare_folder(run: Path, stage: str, config: RunConfig, resume: Resume | No
     if snapshot_paths(folder) and not resume:
         raise ConfigError(f"{folder} holds a training: add --resume, or give another --out")
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    saved = folder / "config.json"
+    saved = folder / CONFIG
     if resume is not None and saved.exists():
         _refuse_another_run(saved, stage, config, resume)
-    _replace_text(saved, config.to_json())
     return folder
 
 
@@ -100,6 +99,10 @@ class RunFolder:
                     "--out"
                 ) from error
             yield
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write config.json, once it is known that the snapshot fits it."""
+        _replace_text(self.path / CONFIG, config.to_json())
 
     def mend(self) -> None:
         """Finish what a kill left half done."""

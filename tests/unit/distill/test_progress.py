@@ -225,8 +225,15 @@ def test_a_snapshot_that_does_not_fit_is_named(tmp_path: Path) -> None:
     state = load_snapshot(folder)
     del state["trainer"]["position"]
     torch.save(state, snapshot_paths(folder)[0])
+    before = (folder / "config.json").read_text()
+    changed = {"teacher.optimizer.lr": 1e-5}
     with pytest.raises(CheckpointError, match="does not fit this model or version"):
         train(tmp_path, WatchedWalk(2, {}), resume="last")
+    torch.save(state, folder / "best" / "snapshot.pt")
+    with pytest.raises(CheckpointError, match="does not fit this model or version"):
+        train(tmp_path, WatchedWalk(2, {}), resume="best", **changed)
+    # What was refused has left no trace: the settings are still those of the snapshots.
+    assert (folder / "config.json").read_text() == before
 
 
 class _Flushed:
