@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,9 +139,14 @@ class FeatureJudge:
             layout_ND = self._network.describe(grey(images_NHWC)).layout_ND
             names = [plain_name(name) for name in names]
         style_N = np.asarray(asked.styles)
-        allowed_NG = (style_N[:, None] == "") | (style_N[:, None] == self._styles[None])
-        distances_NG = pairwise_distances(layout_ND, gallery_GD)
-        return retrieval_ranks(distances_NG, asked.concepts, names, allowed_NG)
+        distances_NG = np.full((len(layout_ND), len(gallery_GD)), np.inf, dtype=np.float32)
+        for style in np.unique(style_N):
+            rows = np.flatnonzero(style_N == style)
+            columns = np.flatnonzero((self._styles == style) | (style == ""))
+            distances_NG[np.ix_(rows, columns)] = pairwise_distances(
+                layout_ND[rows], gallery_GD[columns]
+            )
+        return retrieval_ranks(distances_NG, asked.concepts, names)
 
     def _purity(self, asked: PromptSet, described: Description) -> dict[str, Estimate]:
         rows: dict[str, list[int]] = {}
@@ -157,16 +163,27 @@ class FeatureJudge:
                 prompts.append(asked.prompts[i])
         return {"style_purity": bootstrap_mean(np.asarray(values), prompts)} if values else {}
 
+    @cached_property
+    def _mean_distance(self) -> float:
+        """Between any two real pictures, from about 200 of them to all."""
+        some_ND = self._layout_GD[:: max(1, len(self._layout_GD) // 200)]
+        apart = pairwise_distances(some_ND, self._layout_GD)
+        return float(apart[apart > 0].mean())
+
+    @cached_property
+    def _real_spread(self) -> dict[str, float]:
+        """Between the real pictures of each concept."""
+        return spread_within(self._layout_GD, self._gallery.names)
+
     def _diversity(self, asked: PromptSet, described: Description) -> dict[str, Estimate]:
         """Distance between pictures of one prompt, in two units."""
         fake = spread_within(described.layout_ND, asked.prompts)
         if not fake:
             return {}
-        apart = pairwise_distances(self._layout_GD[:: _every(len(self._gallery))], self._layout_GD)
-        per_prompt = np.array(list(fake.values())) / apart[apart > 0].mean()
+        per_prompt = np.array(list(fake.values())) / self._mean_distance
         metrics = {"diversity": bootstrap_mean(per_prompt, list(fake))}
         if asked.concepts:
-            real = spread_within(self._layout_GD, self._gallery.names)
+            real = self._real_spread
             both = [(p, fake[p], real[p]) for p in fake if p in real]
             if both:
                 drawn, given = (np.array([entry[k] for entry in both]) for k in (1, 2))
@@ -183,11 +200,6 @@ def _digests(pictures: Pictures) -> list[bytes]:
 def _share_by_group(is_right_N: NDArray[np.bool_], groups: Sequence[str]) -> dict[str, float]:
     group_N = np.asarray(groups)
     return {str(group): float(is_right_N[group_N == group].mean()) for group in np.unique(group_N)}
-
-
-def _every(num: int) -> int:
-    """Stride that leaves about 200 of `num`."""
-    return max(1, num // 200)
 
 
 def _ratio_of(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:

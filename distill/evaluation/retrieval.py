@@ -17,15 +17,14 @@ def retrieval_ranks(
     distances_NG: NDArray[np.floating],
     asked: Sequence[str],
     gallery_names: Sequence[str],
-    allowed_NG: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Rank of the asked concept among real pictures, nearest first, counted over concepts.
 
     Args:
-        distances_NG: from every generated picture to every real one.
+        distances_NG: from every generated picture to every real one; infinite where the real one
+            does not compete, as it is of another style than the asked one.
         asked: the concept of each generated picture; the gallery holds it.
         gallery_names: the concept of each real picture.
-        allowed_NG: which real pictures compete (the asked style's); all by default.
 
     Returns:
         (N,) ranks from 1; a concept counts once, at its nearest picture.
@@ -33,8 +32,6 @@ def retrieval_ranks(
     names_K, which_G = np.unique(np.asarray(gallery_names), return_inverse=True)
     order_G = np.argsort(which_G, kind="stable")
     starts_K = np.searchsorted(which_G[order_G], np.arange(len(names_K)))
-    if allowed_NG is not None:
-        distances_NG = np.where(allowed_NG, distances_NG, np.inf)
     nearest_NK = np.minimum.reduceat(distances_NG[:, order_G], starts_K, axis=1)
     column_of = {name: k for k, name in enumerate(names_K.tolist())}
     assert column_of.keys() >= set(asked), "a concept is not in the gallery"
