@@ -21,8 +21,10 @@ from transformers import AutoModel
 from distill.autoencoder import Codec
 from distill.conditioning import Conditioning
 from distill.config import ConfigError, DiscriminatorConfig
+from distill.diffaug import augmented
 from distill.diffusion import Diffusion
 from distill.draws import Draws
+from distill.unet import to_device
 
 # Shape suffixes: B batch, C channel, h/w cells, L tokens, D width, N patches.
 
@@ -220,6 +222,7 @@ class VisionFeatures:
         if not config.hooks or not all(0 <= hook < num_layers for hook in config.hooks):
             raise ConfigError(f"student.discriminator.hooks must lie in 0..{num_layers - 1}")
         self._hooks = config.hooks
+        self._augment = config.augment
         self.channels = (self._vision.width,) * (len(config.hooks) + 1)
 
     def __call__(
@@ -227,7 +230,8 @@ class VisionFeatures:
     ) -> list[torch.Tensor]:
         """Run the model; take the patch embedding and the hooked blocks as maps."""
         assert look.images_BCHW is not None
-        inputs = self._vision.normalised(look.images_BCHW)
+        seen = augmented(look.images_BCHW.float(), self._augment, draws, name)
+        inputs = self._vision.normalised(seen)
         states = self._vision.model(pixel_values=inputs, output_hidden_states=True).hidden_states
         cells = self._vision.cells
         chosen = [states[0], *(states[hook + 1] for hook in self._hooks)]
@@ -263,6 +267,9 @@ def build_features(
     """Return the source that the config names."""
     if config.features == "teacher":
         return TeacherFeatures(teacher, diffusion, config.noise_timesteps)
+    if config.features == "random":
+        untrained = to_device(UNet2DConditionModel.from_config(teacher.config), device)
+        return TeacherFeatures(freeze(untrained), diffusion, config.noise_timesteps)
     return VisionFeatures(config, device)
 
 

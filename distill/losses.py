@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from distill.config import DistillWeight
+
 # Shape suffixes: B batch, C channel, h/w cells of a feature map.
 
 
@@ -56,3 +58,45 @@ def distillation(
     """
     distance_B = (student - teacher).pow(2).flatten(1).mean(1)
     return (weight_B * distance_B).mean()
+
+
+def distillation_weight(
+    kind: DistillWeight, alpha_B: torch.Tensor, sigma_B: torch.Tensor
+) -> torch.Tensor:
+    """c(t) of eq. 4.
+
+    "exponential" is alpha_t, so that noisier opinions of the teacher count for less. "sds" makes
+    the gradient on the picture that of score distillation, w(t) (eps_teacher - eps), with
+    w(t) = sigma_t^2 (Source: arXiv:2311.17042, appendix A; arXiv:2209.14988, eq. 3). "nfsd" weighs
+    its own target alike. "none" is 1.
+    """
+    if kind == "none":
+        return torch.ones_like(alpha_B)
+    if kind == "exponential":
+        return alpha_B
+    return alpha_B / (2 * sigma_B) * sigma_B**2
+
+
+def noise_free_residual(
+    eps_cond: torch.Tensor,
+    eps_empty: torch.Tensor,
+    eps_negative: torch.Tensor,
+    timestep_B: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """What noise-free score distillation puts in the place of (eps_teacher - eps).
+
+    The teacher's guess of the noise is left out of the residual: near the clean picture the
+    unconditional prediction has next to none, and further away the prediction for a prompt of
+    bad pictures carries the same. Source: arXiv:2310.17590, section 4.
+
+    Args:
+        eps_cond: the teacher's noise prediction with the prompt, (B, C, h, w).
+        eps_empty: without a prompt.
+        eps_negative: with the negative prompt.
+        timestep_B: of 1000; "near" is below 200.
+        scale: of the step towards the prompt.
+    """
+    is_near = (timestep_B < 200).view(-1, 1, 1, 1)
+    towards_real = torch.where(is_near, eps_empty, eps_empty - eps_negative)
+    return towards_real + scale * (eps_cond - eps_empty)

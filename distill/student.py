@@ -101,7 +101,11 @@ class StudentTrainer:
         self._probe = Probe(samples, config.seed, self.device)
         self.student = initial_student(teacher.unet, self.config)
         freeze(teacher.unet)
-        frozen = Frozen(teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width)
+        with torch.no_grad():
+            negative = teacher.text.encode(teacher.text.tokens([self.config.negative_prompt]))
+        frozen = Frozen(
+            teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width, negative
+        )
         self.method = build_method(self.config, frozen)
         self.ema = Ema(self.student, self.config.ema_decay)
         self._trained = self._optimized()

@@ -16,7 +16,7 @@ from distill.config.sections import (
     TextConfig,
     UnetConfig,
 )
-from distill.config.student import DiscriminatorConfig, StudentConfig
+from distill.config.student import DiscriminatorConfig, DistillWeight, StudentConfig
 
 __all__ = [
     "AlarmConfig",
@@ -24,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DiscriminatorConfig",
+    "DistillWeight",
     "GuardConfig",
     "OptimizerConfig",
     "RunConfig",

@@ -7,9 +7,9 @@ from typing import Literal
 
 from distill.config.sections import OptimizerConfig
 
-DistillWeight = Literal["exponential", "none"]
+DistillWeight = Literal["exponential", "sds", "nfsd", "none"]
 MethodName = Literal["add"]
-FeatureSource = Literal["vision", "teacher"]
+FeatureSource = Literal["vision", "teacher", "random"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class DiscriminatorConfig:
     Attributes:
         features: "vision" takes a vision transformer's hidden states, as the paper does;
             "teacher" the teacher's own down and middle blocks at a drawn noise level
-            (Source: arXiv:2403.12015, section 3).
+            (Source: arXiv:2403.12015, section 3); "random" the same of an untrained network, to
+            see what the teacher's are worth.
         vision_model: a local transformers folder or a hub name.
         hooks: the vision model's blocks that get a head, beside its patch embedding.
         input_size_px: side of the picture that the vision models are given; rounded down to
@@ -68,7 +69,9 @@ class StudentConfig:
         timesteps: the student's few timesteps, descending; the first must be the last of the
             schedule, where its input is pure noise.
         timestep_weights: how often each is drawn.
-        distill_weight: c(t); "exponential" is alpha_t.
+        distill_weight: c(t), or "nfsd" for noise-free score distillation with its own target.
+        nfsd_scale: of that target's step towards the prompt, in the place of guidance.
+        negative_prompt: what bad pictures are called, for "nfsd".
         lambda_distill: weight of the distillation loss.
         teacher_timesteps: range of t drawn for the teacher's target.
         teacher_guidance: classifier-free guidance scale of the teacher's target.
@@ -87,6 +90,8 @@ class StudentConfig:
     timesteps: tuple[int, ...] = (999, 749, 499, 249)
     timestep_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     distill_weight: DistillWeight = "exponential"
+    nfsd_scale: float = 7.5
+    negative_prompt: str = "unrealistic, blurry, low quality, out of focus, ugly, dark, gloomy"
     lambda_distill: float = 2.5
     distill_space: Literal["pixel", "latent"] = "pixel"
     lambda_adversarial: float = 1.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from distill.conditioning import guided
+from distill.conditioning import Conditioning, guided, predict
 from distill.config import StudentConfig
 from distill.draws import Draws
-from distill.losses import distillation
+from distill.losses import distillation, distillation_weight, noise_free_residual
 from distill.methods.adversary import Adversary
 from distill.methods.base import Fake, Frozen, Metrics, Sample
 
@@ -72,23 +72,49 @@ class AdversarialDiffusionDistillation:
         with torch.no_grad():
             timestep_B = draws.integers("teacher_timestep", *config.teacher_timesteps)
             noise_BChw = draws.normal("teacher_noise", fake.latents_BChw.shape[1:])
-            noisy_BChw = diffusion.add_noise(fake.latents_BChw.detach(), noise_BChw, timestep_B)
+            target = self._opinion(sample, fake.latents_BChw.detach(), noise_BChw, timestep_B)
+            if config.distill_space == "pixel":
+                target = codec.decode(target).float()
+            weight_B = distillation_weight(
+                config.distill_weight,
+                diffusion.alphas_T[timestep_B],
+                diffusion.sigmas_T[timestep_B],
+            )
+        made = fake.images(codec) if config.distill_space == "pixel" else fake.latents_BChw
+        return distillation(made.float(), target, weight_B)
+
+    def _opinion(
+        self,
+        sample: Sample,
+        fake_BChw: torch.Tensor,
+        noise_BChw: torch.Tensor,
+        timestep_B: torch.Tensor,
+    ) -> torch.Tensor:
+        """The teacher's x0 for the student's, noised again: one step."""
+        config, frozen, diffusion = self._config, self._frozen, self._frozen.diffusion
+        noisy_BChw = diffusion.add_noise(fake_BChw, noise_BChw, timestep_B)
+        if config.distill_weight != "nfsd":
             prediction_BChw = guided(
-                self._frozen.teacher,
+                frozen.teacher,
                 noisy_BChw,
                 timestep_B,
                 sample.conditioning,
                 empty=sample.empty,
                 guidance=config.teacher_guidance,
             )
-            target = diffusion.denoised(prediction_BChw, noisy_BChw, timestep_B)
-            if config.distill_space == "pixel":
-                target = codec.decode(target).float()
-            weight_B = torch.ones(len(sample), device=diffusion.device)
-            if config.distill_weight == "exponential":
-                weight_B = diffusion.alphas_T[timestep_B]
-        made = fake.images(codec) if config.distill_space == "pixel" else fake.latents_BChw
-        return distillation(made.float(), target, weight_B)
+            return diffusion.denoised(prediction_BChw, noisy_BChw, timestep_B)
+        assert frozen.negative is not None
+        asked = [sample.conditioning, sample.empty, frozen.negative.expand(len(sample))]
+        repeated, timesteps = noisy_BChw.repeat(3, 1, 1, 1), timestep_B.repeat(3)
+        prediction = predict(frozen.teacher, repeated, timesteps, Conditioning.cat(asked))
+        alpha, sigma = diffusion.scales(timestep_B)
+        alphas, sigmas = diffusion.scales(timesteps)
+        denoised = diffusion.denoised(prediction, repeated, timesteps)
+        cond, empty, negative = ((repeated - alphas * denoised) / sigmas).chunk(3)
+        scale = config.nfsd_scale
+        residual_BChw = noise_free_residual(cond, empty, negative, timestep_B, scale)
+        made_BChw: torch.Tensor = fake_BChw - sigma / alpha * residual_BChw
+        return made_BChw
 
     def _reconstruction(self, sample: Sample, fake: Fake) -> torch.Tensor:
         if self.is_in_pixels:

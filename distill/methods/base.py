@@ -92,12 +92,21 @@ class Fake:
 
 @dataclass(frozen=True)
 class Frozen:
-    """The networks that no method trains, and the width of the prompts' vectors."""
+    """The networks that no method trains.
+
+    Attributes:
+        teacher: the UNet.
+        codec: pixels to scaled latents and back.
+        diffusion: the teacher's schedule, and the student's.
+        pooled_width: of the prompts' vectors.
+        negative: the negative prompt, one row, where a loss uses it.
+    """
 
     teacher: UNet2DConditionModel
     codec: Codec
     diffusion: Diffusion
     pooled_width: int
+    negative: Conditioning | None = None
 
 
 class Method(Protocol):

@@ -57,6 +57,7 @@ def _config(folder: Path, hooks: tuple[int, ...] = (0, 2)) -> DiscriminatorConfi
         vision_model=str(folder),
         hooks=hooks,
         input_size_px=45,
+        augment=(),
     )
 
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.nn.utils.parametrizations import spectral_norm
 
-from distill.losses import distillation, hinge_discriminator, hinge_generator, r1_penalty
+from distill.discriminator import Head
+from distill.losses import (
+    distillation,
+    distillation_weight,
+    hinge_discriminator,
+    hinge_generator,
+    noise_free_residual,
+    r1_penalty,
+)
 
 
 def test_the_discriminators_hinge() -> None:
@@ -86,3 +94,76 @@ def test_r1_reaches_every_weight_by_double_backward() -> None:
     below = penalty().item()
     assert analytic == pytest.approx((above - below) / 2e-6, rel=1e-4)
     assert abs(analytic) > 1e-4
+
+
+def _levels(num: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    angle = torch.linspace(0.2, 1.3, num, dtype=torch.double)
+    return angle.cos(), angle.sin()
+
+
+def test_the_weights_by_hand() -> None:
+    alpha_B, sigma_B = torch.tensor([0.8, 0.6]), torch.tensor([0.6, 0.8])
+    assert distillation_weight("none", alpha_B, sigma_B).tolist() == [1.0, 1.0]
+    assert distillation_weight("exponential", alpha_B, sigma_B).tolist() == alpha_B.tolist()
+    for kind in ("sds", "nfsd"):
+        weights = distillation_weight(kind, alpha_B, sigma_B).tolist()
+        assert weights == pytest.approx([0.24, 0.24])
+
+
+def test_the_sds_weight_gives_the_gradient_of_score_distillation() -> None:
+    """Source: arXiv:2311.17042, appendix A: w(t) (eps_teacher - eps), here with w = sigma^2."""
+    generator = torch.Generator().manual_seed(0)
+    alpha_B, sigma_B = _levels()
+    made, noise, eps = (
+        torch.randn((4, 2, 3, 3), dtype=torch.double, generator=generator) for _ in range(3)
+    )
+    made.requires_grad_()
+    alpha, sigma = alpha_B.view(-1, 1, 1, 1), sigma_B.view(-1, 1, 1, 1)
+    noisy = (alpha * made + sigma * noise).detach()
+    target = (noisy - sigma * eps) / alpha
+    loss = distillation(made, target, distillation_weight("sds", alpha_B, sigma_B))
+    (gradient,) = torch.autograd.grad(loss, made)
+    expected = sigma**2 * (eps - noise) / (4 * 2 * 3 * 3)  # the mean's reduction
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_distillation_passes_a_check_of_its_gradient_and_spares_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn((3, 2, 2), dtype=torch.double, generator=generator, requires_grad=True)
+    teacher = torch.randn((3, 2, 2), dtype=torch.double, generator=generator)
+    weight_B = torch.tensor([0.1, 1.0, 2.0], dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda x: distillation(x, teacher, weight_B), student)
+
+
+def test_r1_passes_a_check_of_first_and_second_gradients() -> None:
+    """Through the heads that are trained, in double precision."""
+    torch.manual_seed(0)
+    head = Head(3, 2, 8).double().eval()
+    condition = torch.randn((2, 2), dtype=torch.double)
+    feature = torch.randn((2, 3, 2, 2), dtype=torch.double, requires_grad=True)
+
+    def penalty(x: torch.Tensor) -> torch.Tensor:
+        return r1_penalty([head(x, condition)], [x])
+
+    assert torch.autograd.gradcheck(penalty, feature)
+    weight = head.reduce.parametrizations.weight.original
+    kept = weight.detach().clone()
+
+    def of_weight(w: torch.Tensor) -> torch.Tensor:
+        return r1_penalty(
+            [
+                torch.func.functional_call(
+                    head, {"reduce.parametrizations.weight.original": w}, (feature, condition)
+                )
+            ],
+            [feature],
+        )
+
+    assert torch.autograd.gradcheck(of_weight, kept.requires_grad_())
+
+
+def test_the_noise_free_residual_by_hand() -> None:
+    cond, empty, negative = (torch.full((2, 1, 1, 1), value) for value in (3.0, 1.0, 0.25))
+    residual = noise_free_residual(cond, empty, negative, torch.tensor([199, 200]), 7.5)
+    # Near: 1 + 7.5 * 2; further: (1 - 0.25) + 7.5 * 2.
+    assert residual.flatten().tolist() == [16.0, 15.75]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from distill_fixtures import tiny_diffusion, tiny_text, tiny_unet
 
+from distill.diffusion import Diffusion
 from distill.encoders import TextEncoder
-from distill.sampling import sample_student, sample_teacher, teacher_timesteps
+from distill.sampling import Solver, sample_student, sample_teacher, solve, teacher_timesteps
 from engines.noise import unit_noise
+from engines.spec import ScheduleSpec
 
 PROMPTS = ["a red circle", "blue square above green ring"]
 SEEDS = [3, 7]
@@ -67,6 +69,53 @@ def test_the_teacher_draws_as_ddim_in_diffusers(
         latents = step.prev_sample
     # The last step of diffusers lands on its estimate of the clean latents.
     torch.testing.assert_close(mine, step.pred_original_sample, atol=2e-4, rtol=1e-3)
+
+
+def _curved(noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+    """A denoiser that a solver cannot follow exactly."""
+    return torch.tanh(0.5 * noisy) * (1 - timestep / 1500)
+
+
+# diffusers gives numpy a tensor in a way that numpy 2 is going to refuse.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 8, 25])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_the_solvers_step_as_diffusers_do(num_steps: int, solver: Solver) -> None:
+    table = ScheduleSpec(zero_terminal_snr="none")
+    diffusion = Diffusion.create(table, "sample")
+    settings = {
+        "beta_schedule": table.beta_schedule,
+        "beta_start": table.beta_start,
+        "beta_end": table.beta_end,
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+    }
+    if solver == "ddim":
+        scheduler = DDIMScheduler(**settings, set_alpha_to_one=True, clip_sample=False)
+    else:
+        scheduler = DPMSolverMultistepScheduler(
+            **settings, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+        )
+    scheduler.set_timesteps(num_steps)
+    noise = torch.from_numpy(unit_noise(SEEDS, SHAPE))
+    latents = noise
+    for timestep in scheduler.timesteps:
+        latents = scheduler.step(_curved(latents, int(timestep)), timestep, latents).prev_sample
+    mine = solve(_curved, diffusion, noise, num_steps, solver)
+    torch.testing.assert_close(mine, latents, atol=1e-4, rtol=1e-4)
+
+
+def test_the_step_away_from_pure_noise_is_of_first_order() -> None:
+    """The ratio of signal to noise is nothing there, so its logarithm has no finite length."""
+    diffusion, noise = tiny_diffusion(), torch.from_numpy(unit_noise(SEEDS, SHAPE))
+    assert diffusion.alphas_T[999] == 0
+
+    def drawn(num_steps: int, solver: Solver) -> torch.Tensor:
+        return solve(_curved, diffusion, noise, num_steps, solver)
+
+    torch.testing.assert_close(drawn(3, "dpm++"), drawn(3, "ddim"))
+    assert (drawn(4, "dpm++") - drawn(4, "ddim")).abs().max() > 1e-3
+    assert drawn(25, "dpm++").isfinite().all()
 
 
 @torch.no_grad()

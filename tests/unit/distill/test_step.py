@@ -7,10 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from distill_fixtures import tiny_config, tiny_draws, tiny_frozen, tiny_sample, tiny_unet
+from distill_fixtures import (
+    tiny_conditioning,
+    tiny_config,
+    tiny_draws,
+    tiny_frozen,
+    tiny_sample,
+    tiny_unet,
+)
 from torch import nn
 
-from distill.conditioning import guided
+from distill.conditioning import guided, predict
 from distill.config import StudentConfig
 from distill.losses import distillation, hinge_generator
 from distill.methods.base import Fake, Frozen
@@ -179,6 +186,49 @@ def test_micro_batches_change_nothing(frozen: Frozen, method: str) -> None:
         assert loss_d == pytest.approx(found[0][0], rel=1e-4)
         for a, b in zip(gradients + others, found[0][1] + found[0][2], strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("weight", ["none", "exponential", "sds", "nfsd"])
+def test_every_weight_of_the_distillation_trains(frozen: Frozen, weight: str) -> None:
+    config = tiny_config(f"student.distill_weight={weight}", "student.lambda_adversarial=0").student
+    told = replace(frozen, negative=tiny_conditioning(1, "negative"))
+    step = _step(told, config)
+    trained = _trained(step)
+    metrics = step(trained, [_batch()])
+    assert metrics["skipped"] == 0.0 and metrics["grad_distill"] > 0
+
+
+def test_the_noise_free_target_moves_the_picture_by_its_residual(frozen: Frozen) -> None:
+    """The gradient on the picture is w(t) times the residual of the three predictions."""
+    config = tiny_config(
+        "student.distill_weight=nfsd",
+        "student.distill_space=latent",
+        "student.lambda_adversarial=0",
+        "student.lambda_distill=1",
+        "student.teacher_timesteps=[500,500]",
+    ).student
+    told = replace(frozen, negative=tiny_conditioning(1, "negative"))
+    batch, diffusion = _batch(), frozen.diffusion
+    fake = Fake(
+        tiny_draws().normal("made", (4, 8, 8)).requires_grad_(),
+        torch.tensor([999, 999]),
+        torch.zeros(1),
+    )
+    losses = build_method(config, told).student_losses(batch.sample, fake, batch.draws)
+    (gradient,) = torch.autograd.grad(losses["distill"], fake.latents_BChw)
+
+    timestep_B = torch.tensor([500, 500])
+    alpha, sigma = diffusion.scales(timestep_B)
+    noise = batch.draws.normal("teacher_noise", (4, 8, 8))
+    noisy = diffusion.add_noise(fake.latents_BChw.detach(), noise, timestep_B)
+    eps = []
+    for said in (batch.sample.conditioning, batch.sample.empty, told.negative.expand(2)):
+        with torch.no_grad():
+            v = predict(frozen.teacher, noisy, timestep_B, said)
+        eps.append(alpha * v + sigma * noisy)
+    residual = eps[1] - eps[2] + config.nfsd_scale * (eps[0] - eps[1])
+    expected = sigma**2 * residual / (2 * 4 * 8 * 8)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_adversarial_gradient_is_held_at_its_share(frozen: Frozen) -> None:
