@@ -127,4 +127,5 @@ class AdversarialDiffusionDistillation:
 
 
 def _norms(gradient_BCxx: torch.Tensor) -> torch.Tensor:
-    return gradient_BCxx.flatten(1).norm(dim=1)
+    norms_B: torch.Tensor = gradient_BCxx.flatten(1).norm(dim=1)
+    return norms_B
