@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from distill.config import ConfigError
 
 PAPER_CLIP = "ViT-g-14"
-SOLVERS = ("ddim",)
+Solver = Literal["ddim", "dpm++"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class EvaluateOptions:
     seeds_per_prompt: int = 4
     student_steps: tuple[int, ...] = ()
     teacher_steps: tuple[int, ...] = (1, 2, 4, 8, 25, 50)
-    solvers: tuple[str, ...] = SOLVERS
+    solvers: tuple[Solver, ...] = SOLVERS
     guidance: float = 1.0
     guidance_sweep: tuple[float, ...] = ()
     has_intervals: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,23 @@ def draw_all(
     draw: Draw,
     prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
-    bar: tqdm[object] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw every prompt with its seed, by default 0, 1, 2, ... in order; images_NHWC."""
+    """Draw every prompt with its seed, by default 0, 1, 2, ... in order; images_NHWC.
+
+    Args:
+        draw: prompts and seeds to pictures.
+        prompts: to draw.
+        seeds: of each.
+        on_batch: is told the number of pictures after each batch.
+    """
     seeds = range(len(prompts)) if seeds is None else seeds
     images = []
     for start in range(0, len(prompts), BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
         images.append(draw(prompts[part], seeds[part]))
-        if bar is not None:
-            bar.update(len(images[-1]))
+        if on_batch is not None:
+            on_batch(len(images[-1]))
     return np.concatenate(images)
 
 
@@ -120,18 +128,20 @@ def evaluate(
             sheets[asked.kind][1][DECODED] = images_NHWC[:NUM_SHOWN]
         if any(score.sampler == DECODED for score in scores):
             facts.append(SamplerFacts(DECODED, "codec"))
-    total = sum(len(asked.prompts) for asked in sets) * len(subject.samplers)
-    with tqdm(total=total, desc="evaluate", unit="picture") as bar:
+    num_pictures = sum(len(asked.prompts) for asked in sets)
+    total = num_pictures * sum(_cost(sampler.facts) for sampler in subject.samplers)
+    with tqdm(total=total, desc="evaluate", unit="call") as bar:
         for sampler in subject.samplers:
             bar.set_postfix_str(sampler.facts.name)
+            on_batch = partial(_advance, bar, _cost(sampler.facts))
             drawing_s = 0.0
             for asked in sets:
                 start_s = time.perf_counter()
-                images_NHWC = draw_all(sampler.draw, asked.prompts, asked.seeds, bar)
+                images_NHWC = draw_all(sampler.draw, asked.prompts, asked.seeds, on_batch)
                 drawing_s += time.perf_counter() - start_s
                 scores += score_pictures(sampler.facts.name, asked, images_NHWC, judges)
                 sheets[asked.kind][1][sampler.facts.name] = images_NHWC[:NUM_SHOWN]
-            ms = 1000 * drawing_s * len(subject.samplers) / total
+            ms = 1000 * drawing_s / num_pictures
             facts.append(replace(sampler.facts, ms_per_picture=round(ms, 2)))
     evaluation = Evaluation(
         subject.name,
@@ -142,6 +152,15 @@ def evaluate(
         scores,
     )
     return Outcome(evaluation, sheets)
+
+
+def _cost(facts: SamplerFacts) -> int:
+    """Of one picture for the progress bar: calls of the network, and about one for the decoder."""
+    return facts.num_calls + 1
+
+
+def _advance(bar: tqdm[object], cost: int, num_pictures: int) -> None:
+    bar.update(cost * num_pictures)
 
 
 def _facts_of(asked: PromptSet) -> SetFacts:

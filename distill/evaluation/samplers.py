@@ -18,7 +18,7 @@ from distill.config import ConfigError
 from distill.dataset import to_model_range, to_uint8
 from distill.device import half_precision
 from distill.evaluation.feature_judge import FeatureJudge
-from distill.evaluation.options import EvaluateOptions
+from distill.evaluation.options import EvaluateOptions, Solver
 from distill.evaluation.prompts import PromptSet
 from distill.evaluation.results import SamplerFacts
 from distill.evaluation.running import BATCH_SIZE, Draw, Sampler, draw_all
@@ -121,7 +121,7 @@ def teacher_samplers(models: Models, options: EvaluateOptions, guidance: float) 
     return samplers
 
 
-def _teacher_sampler(models: Models, num_steps: int, solver: str, guidance: float) -> Sampler:
+def _teacher_sampler(models: Models, num_steps: int, solver: Solver, guidance: float) -> Sampler:
     teacher = models.teacher
     sample = partial(
         sample_teacher,
@@ -131,6 +131,7 @@ def _teacher_sampler(models: Models, num_steps: int, solver: str, guidance: floa
         shape=models.shape,
         num_steps=num_steps,
         guidance=guidance,
+        solver=solver,
     )
     words = f"teacher, {steps_word(num_steps)}" + f" {solver}" * (num_steps > 1)
     facts = SamplerFacts(
