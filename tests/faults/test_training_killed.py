@@ -35,16 +35,26 @@ def _num_lines(folder: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def _kill_after(words: list[str], folder: Path, num_lines: int, output: Path) -> None:
-    """Start a training and kill it once its metrics have so many lines."""
-    process = start(words, output)
+def _kill_after(
+    words: list[str],
+    folder: Path,
+    num_lines: int,
+    output: Path,
+    *,
+    wait_s: float = 0.0,
+    slow_bytes: int = 0,
+) -> None:
+    """Start a training and kill it a while after its metrics have so many lines."""
+    process = start(words, output, slow_bytes=slow_bytes)
     deadline_s = time.monotonic() + LIMIT_S
     while process.is_alive() and _num_lines(folder) < num_lines:
         assert time.monotonic() < deadline_s, output.read_text()
         time.sleep(0.001)
+    time.sleep(wait_s)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL, output.read_text()
+    assert "damaged" not in output.read_text()
 
 
 def _curve(folder: Path) -> list[int]:
@@ -82,47 +92,52 @@ def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     assert _curve(parts) == _curve(straight) == [3, 6, 9, 12, 15, 18, 20]
 
 
-@pytest.mark.parametrize("slow_bytes", [0, 4096], ids=["quick writes", "slow writes"])
+@pytest.mark.parametrize(
+    ("command", "per_kill", "slow_bytes"),
+    [("autoencoder", 20, 0), ("autoencoder", 8, 4096), ("train", 5, 0)],
+    ids=["quick writes", "slow writes", "a best after each iteration"],
+)
 def test_a_storm_of_kills_leaves_the_run_as_if_nothing_had_been(
-    tmp_path: Path, slow_bytes: int
+    finished: Path,
+    tmp_path: Path,
+    command: str,
+    per_kill: int,
+    slow_bytes: int,
 ) -> None:
-    rng = random.Random(slow_bytes)
-    num_kills = -(-NUM_KILLS // 2)
-    folder = tmp_path / "parts" / "autoencoder"
-    length = f"autoencoder.optimizer.iterations={(8 if slow_bytes else 30) * num_kills}"
-    settings = (length, "snapshot_every_s=0", "sample_every=1000")
+    rng, num_kills, stage = random.Random(slow_bytes), -(-NUM_KILLS // 3), STAGES[command]
+    folder = _linked(finished, tmp_path / "parts", but=stage) / stage
+    settings = (
+        f"{stage}.optimizer.iterations={per_kill * num_kills}",
+        "guard.score_every=3",
+        "sample_every=1000",
+    )
+    words = [*arguments(command, folder.parent, *settings, "snapshot_every_s=0"), "--resume"]
     reached, num_in_a_write = 0, 0
     for i in range(num_kills):
-        words = [*arguments("autoencoder", folder.parent, *settings), "--resume"]
-        output = tmp_path / f"{i}.txt"
-        process = start(words, output, slow_bytes=slow_bytes)
-        # From its first new iteration on, any moment is as likely as another.
-        before = _num_lines(folder)
-        deadline_s = time.monotonic() + LIMIT_S
-        while process.is_alive() and _num_lines(folder) <= before:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.2))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, output.read_text()
-        assert "damaged" not in output.read_text()
+        _kill_after(
+            words,
+            folder,
+            _num_lines(folder) + rng.randint(1, 3),
+            tmp_path / f"{i}.txt",
+            wait_s=rng.uniform(0, 0.05),
+            slow_bytes=slow_bytes,
+        )
         num_in_a_write += len(list(folder.glob("snapshots/*.partial")))
+        assert len(snapshot_paths(folder)) <= 3  # two, and one not yet cleared away
         if snapshot_paths(folder):
             now = load_snapshot(folder)["iteration"]
             assert now >= reached
             reached = now
-        assert len(snapshot_paths(folder)) <= 3  # two, and one not yet cleared away
     if slow_bytes:
         assert num_in_a_write, "no kill came while a snapshot was written"
     else:
-        assert reached > num_kills
-    words = [*arguments("autoencoder", folder.parent, *settings), "--resume"]
+        assert reached >= num_kills
     code, printed = finish(words, tmp_path / "last.txt")
     assert code == 0, printed
     assert "damaged" not in printed
-    straight = tmp_path / "straight" / "autoencoder"
-    calm = arguments("autoencoder", straight.parent, length, "sample_every=1000")
-    code, printed = finish(calm, tmp_path / "straight.txt")
+    straight = _linked(finished, tmp_path / "straight", but=stage) / stage
+    code, printed = finish(arguments(command, straight.parent, *settings), tmp_path / "calm.txt")
     assert code == 0, printed
     assert_same_run(straight, folder)
+    best = [(run / "best" / "best.json").read_text() for run in (straight, folder)]
+    assert best[0] == best[1]
