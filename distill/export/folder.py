@@ -163,11 +163,10 @@ def _add_special_tokens(path: Path) -> None:
     Serving adds them from model.json, and asks the file not to.
     """
     raw = tokenizers.Tokenizer.from_file(str(path))
+    bos, eos = raw.token_to_id(BOS), raw.token_to_id(EOS)
+    assert bos is not None and eos is not None
     raw.post_processor = processors.RobertaProcessing(
-        (EOS, raw.token_to_id(EOS)),
-        (BOS, raw.token_to_id(BOS)),
-        trim_offsets=False,
-        add_prefix_space=False,
+        (EOS, eos), (BOS, bos), trim_offsets=False, add_prefix_space=False
     )
     raw.save(str(path))
 

@@ -34,12 +34,12 @@ def _padded_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
 class ClipPrompts(nn.Module):
     """Stable Diffusion 1 and 2: the last hidden state, after the final layer norm."""
 
-    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, model: Any) -> None:
         """Join a CLIPTokenizer and its CLIPTextModel."""
         super().__init__()
         self._tokenizer = tokenizer
-        self.model: Any = model
-        self.pooled_width = int(self.model.config.hidden_size)
+        self.model = model
+        self.pooled_width = int(model.config.hidden_size)
 
     @property
     def spec(self) -> TextSpec:
