@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from distill.ablation.options import add_ablation_options
 from distill.config import ConfigError, RunConfig, override
 from distill.evaluation.options import add_evaluate_options, add_report_options
 from distill.presets import PRESETS, preset
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         "train": "distil the one-step student",
         "evaluate": "print distances and retrieval scores of student and teacher",
         "export": "write the student as a diffusers folder with model.json",
+        "ablation": "train students that differ in one thing each, and tabulate them",
     }
     for name, text in about.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rows-per-shard", type=int, default=512, help="of one file")
         if name == "evaluate":
             add_evaluate_options(command)
+        if name == "ablation":
+            add_ablation_options(command)
         if name == "export":
             command.add_argument("--to", type=Path, default=None, help="folder to write")
     text = "write one page of a run's figures, curves and pictures"

@@ -21,6 +21,7 @@ from distill.config import (
     TextConfig,
     UnetConfig,
 )
+from distill.miniatures import ablation_cpu, ablation_gpu, ablation_tiny
 
 
 def shapes_tiny() -> RunConfig:
@@ -191,6 +192,9 @@ def emoji_gpu() -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "ablation_cpu": ablation_cpu,
+    "ablation_gpu": ablation_gpu,
+    "ablation_tiny": ablation_tiny,
     "emoji_many": emoji_many,
     "emoji_cpu": emoji_cpu,
     "emoji_gpu": emoji_gpu,

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from distill.ablation.command import run_ablation
+from distill.ablation.options import AblationOptions
 from distill.autoencoder import AutoencoderTrainer, Codec
-from distill.checkpoint import CheckpointError
+from distill.checkpoint import CheckpointError, snapshot_paths
 from distill.config import RunConfig
 from distill.dataset import (
     Pictures,
@@ -33,6 +35,7 @@ from distill.trainer import Aborted, Interrupted, Trainer
 def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     """Carry out one command; errors that a user can mend are printed as one line."""
     commands: dict[str, Callable[[RunConfig, Path, argparse.Namespace], int]] = {
+        "ablation": _ablation,
         "data": _data,
         "evaluate": _evaluate,
         "export": _export,
@@ -116,6 +119,17 @@ def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> 
     teacher = load_teacher(config, run_folder, pick_device(config.device))
     outcome = evaluate_run(config, run_folder, teacher, options)
     print_outcome(outcome, run_folder)
+    return 0
+
+
+def _ablation(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    options = AblationOptions.read(args)
+    for command in ("autoencoder", "teacher"):
+        if not (run_folder / command / "model").is_dir():
+            resume = "last" if args.resume and snapshot_paths(run_folder / command) else None
+            training = argparse.Namespace(resume=resume, dry_run=False)
+            _train(command, config, run_folder, training)
+    print(f"ablation: {run_ablation(config, run_folder, options)}")
     return 0
 
 
