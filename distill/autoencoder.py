@@ -1,27 +1,24 @@
-"""The picture autoencoder: pixels to latents and back.
+"""The training of a small autoencoder of one's own.
 
-Owns building and training a small diffusers autoencoder, and one encode/decode interface over
-AutoencoderDC, AutoencoderTiny and AutoencoderKL, so that Stable Diffusion's fits as well.
-Knows nothing of text or diffusion.
+Owns building it, its losses and its run. Knows nothing of text or diffusion.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from torch.nn import functional
 
-from distill.clipping import clipped_step
-from distill.config import AutoencoderConfig, ConfigError, RunConfig
+from distill.config import AutoencoderConfig, RunConfig
 from distill.dataset import Pictures, to_model_range, to_uint8
-from distill.device import half_precision, pick_device
 from distill.grid import grid_image
+from distill.networks.codec import raw_encode
+from distill.training.clipping import clipped_step
+from distill.training.device import half_precision, pick_device
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 
@@ -38,86 +35,6 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
         decoder_layers_per_block=config.decoder_layers,
         encoder_qkv_multiscales=no_attention,
         decoder_qkv_multiscales=no_attention,
-    )
-
-
-class Codec:
-    """A frozen autoencoder seen as two functions between pixels and scaled latents."""
-
-    def __init__(self, model: Any) -> None:
-        """Freeze a diffusers model; its config gives the scale and shift of the latents."""
-        self.model = model.eval().requires_grad_(False)
-        settings = model.config
-        self.scale = float(getattr(settings, "scaling_factor", None) or 1.0)
-        self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
-
-    @classmethod
-    def load(cls, folder: Path, device: torch.device | None = None) -> Codec:
-        """Read a diffusers autoencoder folder; the class is the one its config names.
-
-        Raises:
-            ConfigError: the folder is missing or names an unknown class.
-        """
-        path = folder / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"no autoencoder at {folder}: run `onestep-distill autoencoder`")
-        name = json.loads(path.read_text())["_class_name"]
-        if not hasattr(diffusers, name):
-            raise ConfigError(f"{path}: diffusers has no class {name!r}")
-        # float32 whatever the files hold: SDXL's autoencoder overflows in float16.
-        model = getattr(diffusers, name).from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
-        return cls(model.to(device or torch.device("cpu")))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.model.config.latent_channels)
-
-    @property
-    def downscale(self) -> int:
-        """Pixels per latent cell along one axis; every level but the first halves."""
-        settings = self.model.config
-        widths = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
-        return int(2 ** (len(widths) - 1))
-
-    def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""
-        return (raw_encode(self.model, images_BCHW) - self.shift) * self.scale
-
-    def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
-        """Scaled latents to pixels, about in [-1, 1]; gradients flow through."""
-        images_BCHW: torch.Tensor = self.model.decode(latents_BChw / self.scale + self.shift).sample
-        return images_BCHW
-
-
-def raw_encode(model: Any, images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Unscaled latents; the mean, where the model gives a distribution."""
-    output: Any = model.encode(images_BCHW)
-    for attribute in ("latent", "latents"):
-        if hasattr(output, attribute):
-            latents: torch.Tensor = getattr(output, attribute)
-            return latents
-    mean: torch.Tensor = output.latent_dist.mode()
-    return mean
-
-
-@torch.no_grad()
-def encode_all(codec: Codec, pictures: Pictures, batch_size: int = 64) -> torch.Tensor:
-    """Latents of every picture, latents_NChw float32."""
-    images = torch.from_numpy(pictures.images_NHWC)
-    return torch.cat(
-        [
-            codec.encode(to_model_range(batch.to(codec.device))).float()
-            for batch in images.split(batch_size)
-        ]
     )
 
 

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from distill.conditioning import Conditioning
 from distill.draws import Draws
 from distill.methods.base import Sample
+from distill.networks.conditioning import Conditioning
 
 # Shape suffixes: N pictures, P prompts, S seeds, C channel, h/w latent cells, D width.
 

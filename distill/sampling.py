@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.conditioning import PromptEncoder, guided, predict
-from distill.diffusion import Diffusion
+from distill.networks.conditioning import PromptEncoder, guided, predict
+from distill.networks.diffusion import Diffusion
 from engines.noise import unit_noise
 
 Solver = Literal["ddim", "dpm++"]

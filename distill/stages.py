@@ -9,8 +9,7 @@ from pathlib import Path
 
 from distill.ablation.command import run_ablation
 from distill.ablation.options import AblationOptions
-from distill.autoencoder import AutoencoderTrainer, Codec
-from distill.checkpoint import CheckpointError, snapshot_paths
+from distill.autoencoder import AutoencoderTrainer
 from distill.config import RunConfig
 from distill.dataset import (
     Pictures,
@@ -19,17 +18,19 @@ from distill.dataset import (
     load_pictures,
     write_example,
 )
-from distill.device import pick_device
 from distill.evaluation.command import evaluate_run, print_outcome
 from distill.evaluation.options import EvaluateOptions
 from distill.export import export_student, parameter_counts
-from distill.loop import run_training, set_up_torch
-from distill.run_folder import prepare_folder
-from distill.sets import describe, open_samples, precompute_set
+from distill.networks.codec import Codec
+from distill.samples.sets import describe, open_samples, precompute_set
 from distill.student import StudentTrainer
 from distill.teacher import TeacherTrainer
 from distill.teachers.load import load_teacher, settled
-from distill.trainer import Aborted, Interrupted, Trainer
+from distill.training.checkpoint import CheckpointError, snapshot_paths
+from distill.training.device import pick_device
+from distill.training.loop import run_training, set_up_torch
+from distill.training.run_folder import prepare_folder
+from distill.training.trainer import Aborted, Interrupted, Trainer
 
 
 def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from distill.conditioning import predict
 from distill.config import StudentConfig
-from distill.device import half_precision
 from distill.draws import Draws
 from distill.methods.base import Fake, Frozen, Method, Metrics, Sample
+from distill.networks.conditioning import predict
+from distill.training.device import half_precision
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 

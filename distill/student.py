@@ -15,22 +15,22 @@ from typing import Any, Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
-from distill.autoencoder import Codec
-from distill.checkpoint import Ema, averaged
-from distill.conditioning import Conditioning, predict
 from distill.config import RunConfig, StudentConfig
 from distill.dataset import to_uint8
-from distill.device import half_precision
 from distill.draws import Draws
-from distill.features import freeze
 from distill.grid import grid_image
 from distill.methods.base import Frozen, Sample
 from distill.methods.registry import build_method
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning, predict
+from distill.networks.features import freeze
+from distill.networks.unet import to_device
 from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained
 from distill.teachers.base import Teacher
-from distill.unet import to_device
+from distill.training.checkpoint import Ema, averaged
+from distill.training.device import half_precision
 from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec, TextSpec
 

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.autoencoder import Codec, encode_all
-from distill.checkpoint import Ema, averaged
-from distill.clipping import clipped_step
-from distill.conditioning import Conditioning, PromptEncoder
 from distill.config import RunConfig, TeacherConfig
 from distill.dataset import Pictures, probe_prompts, to_uint8
-from distill.device import half_precision
-from distill.diffusion import Diffusion
 from distill.draws import Draws
-from distill.encoders import TextEncoder
 from distill.grid import grid_image
 from distill.methods.base import Sample
+from distill.networks.codec import Codec, encode_all
+from distill.networks.conditioning import Conditioning, PromptEncoder
+from distill.networks.diffusion import Diffusion
+from distill.networks.encoders import TextEncoder
+from distill.networks.unet import build_unet, to_device
 from distill.sampling import sample_teacher
-from distill.unet import build_unet, to_device
+from distill.training.checkpoint import Ema, averaged
+from distill.training.clipping import clipped_step
+from distill.training.device import half_precision
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, D width.
 

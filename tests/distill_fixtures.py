@@ -10,18 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distill.autoencoder import Codec, build_autoencoder
-from distill.conditioning import Conditioning
+from distill.autoencoder import build_autoencoder
 from distill.config import RunConfig, override
 from distill.dataset import Pictures, load_pictures
-from distill.diffusion import Diffusion
 from distill.draws import Draws
-from distill.encoders import TextEncoder
-from distill.features import freeze
 from distill.methods.base import Frozen, Sample
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning
+from distill.networks.diffusion import Diffusion
+from distill.networks.encoders import TextEncoder
+from distill.networks.features import freeze
+from distill.networks.unet import build_unet
 from distill.presets import shapes_tiny
 from distill.teachers.base import Teacher
-from distill.unet import build_unet
 
 
 def tiny_config(*assignments: str) -> RunConfig:

@@ -28,7 +28,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from distill.encoders import train_tokenizer
+from distill.networks.encoders import train_tokenizer
 
 KINDS = ("sd15", "sd21", "sdxl")
 WORDS = ("a red circle", "blue square above green ring", "yellow triangle inside a purple ring")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from distill.checkpoint import load_snapshot
+from distill.training.checkpoint import load_snapshot
 
 LIMIT_S = 120
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -17,8 +17,8 @@ from distill_fixtures import tiny_config
 from PIL import Image
 
 from distill.config import OptimizerConfig
-from distill.loop import run_training
-from distill.run_folder import Resume, prepare_folder
+from distill.training.loop import run_training
+from distill.training.run_folder import Resume, prepare_folder
 
 
 class Walk:

@@ -21,7 +21,7 @@ from distill.ablation.results import RUNS, RunResult, strip_path
 from distill.ablation.rows import TEACHER, Plan, num_pictures, plan
 from distill.ablation.workshop import Sheets, Workshop
 from distill.config import ConfigError, RunConfig
-from distill.trainer import Interrupted
+from distill.training.trainer import Interrupted
 
 GUIDANCE_FILE = "guidance.json"
 

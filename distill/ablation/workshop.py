@@ -16,9 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.ablation.results import Drawn
-from distill.checkpoint import averaged
 from distill.config import RunConfig
-from distill.device import pick_device
 from distill.evaluation.command import Asked, load_judges
 from distill.evaluation.feature_judge import FeatureJudge
 from distill.evaluation.judges import Judge
@@ -31,12 +29,14 @@ from distill.evaluation.samplers import (
     teacher_samplers,
     tuned_guidance,
 )
-from distill.loop import lr_scale_at
-from distill.sets import open_samples
+from distill.samples.sets import open_samples
 from distill.student import Samples, StudentTrainer, timesteps_by_steps
-from distill.tally import Tally
 from distill.teachers.base import Teacher
 from distill.teachers.load import load_teacher
+from distill.training.checkpoint import averaged
+from distill.training.device import pick_device
+from distill.training.loop import lr_scale_at
+from distill.training.tally import Tally
 
 # Shape suffixes: N pictures, H/W pixels, C channel.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.config import ConfigError
-from distill.shapes import draw_shapes
+from distill.dataset.shapes import draw_shapes
 
 NUM_PICTURES, SIZE_PX = 200, 64
 

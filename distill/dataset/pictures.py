@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from distill.config import ConfigError, DataConfig
 from distill.dataset.forms import REMEDY, open_rows
+from distill.dataset.recolour import recoloured
 from distill.dataset.rows import DamagedRow, Row, Rows, decode_row
-from distill.recolour import recoloured
-from distill.shapes import draw_shapes
+from distill.dataset.shapes import draw_shapes
 
 logger = logging.getLogger(__name__)
 

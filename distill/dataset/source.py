@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from distill.config import ConfigError, DataConfig
 from distill.dataset.order import Order, ShuffledOrder, Slices, WeightedOrder, generator_at
 from distill.dataset.pictures import Pictures
+from distill.dataset.recolour import recoloured
 from distill.dataset.rows import DamagedRow, Row, Rows, captions_of, decode_row
-from distill.recolour import recoloured
 
 logger = logging.getLogger(__name__)
 

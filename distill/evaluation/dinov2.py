@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distill.config import ConfigError
 from distill.evaluation.networks import Description, NetworkCard, sha256_of
-from distill.features import VisionModel
+from distill.networks.features import VisionModel
 
 _SIDE_PX = 224
 _OPTION = "--dino"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.dataset import Pictures
+from distill.dataset.recolour import plain_name
 from distill.evaluation.distances import FrechetReference, KernelDistance
 from distill.evaluation.intervals import Estimate, bootstrap_mean, jackknife
 from distill.evaluation.judges import REAL
@@ -23,7 +24,6 @@ from distill.evaluation.prompts import PromptSet
 from distill.evaluation.results import Score
 from distill.evaluation.retrieval import retrieval_ranks
 from distill.evaluation.variety import spread_within, style_purity
-from distill.recolour import plain_name
 
 # Shape suffixes: N generated pictures, G real pictures of the gallery, D width of a feature vector.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.recolour import hue_distance
+from distill.dataset.recolour import hue_distance
 
 # Shape suffixes: N pictures, H/W pixels, C channel.
 

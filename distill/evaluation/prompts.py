@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.config import ConfigError
 from distill.dataset import Pictures
-from distill.recolour import HUES, dominant_hue, new_colours, plain_name, rotate_hue
+from distill.dataset.recolour import HUES, dominant_hue, new_colours, plain_name, rotate_hue
 
 _MAX_REPEATED = 64  # captions that are drawn with several seeds
 

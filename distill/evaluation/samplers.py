@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from distill.config import ConfigError
 from distill.dataset import to_model_range, to_uint8
-from distill.device import half_precision
 from distill.evaluation.feature_judge import FeatureJudge
 from distill.evaluation.options import EvaluateOptions, Solver
 from distill.evaluation.prompts import PromptSet
@@ -24,6 +23,7 @@ from distill.evaluation.results import SamplerFacts
 from distill.evaluation.running import BATCH_SIZE, Draw, Sampler, draw_all
 from distill.sampling import sample_student, sample_teacher
 from distill.teachers.base import Teacher
+from distill.training.device import half_precision
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 

@@ -17,13 +17,13 @@ import tokenizers
 from safetensors import safe_open
 from tokenizers import processors
 
-from distill.autoencoder import Codec
 from distill.config import ConfigError, RunConfig
-from distill.encoders import BOS, EOS, TextEncoder
 from distill.export.card import model_card
 from distill.export.files import write_json, write_text
 from distill.export.provenance import PROVENANCE_FILE, provenance
 from distill.export.schedulers import student_scheduler
+from distill.networks.codec import Codec
+from distill.networks.encoders import BOS, EOS, TextEncoder
 from distill.student import student_spec
 from distill.teachers.folder import INDEX_FILE, TeacherFolder
 from distill.teachers.load import foreign_teacher

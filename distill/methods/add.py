@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from distill.conditioning import Conditioning, guided, predict
 from distill.config import StudentConfig
 from distill.draws import Draws
-from distill.losses import distillation, distillation_weight, noise_free_residual
 from distill.methods.adversary import Adversary
 from distill.methods.base import Fake, Frozen, Metrics, Sample
+from distill.methods.losses import distillation, distillation_weight, noise_free_residual
+from distill.networks.conditioning import Conditioning, guided, predict
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 

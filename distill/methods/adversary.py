@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from distill.config import DiscriminatorConfig
-from distill.device import full_precision
-from distill.discriminator import Discriminator
 from distill.draws import Draws
-from distill.features import Features, ImageEmbedder, Look
-from distill.losses import hinge_discriminator, hinge_generator, r1_penalty
 from distill.methods.base import Fake, Frozen, Metrics, Sample
+from distill.methods.losses import hinge_discriminator, hinge_generator, r1_penalty
+from distill.networks.discriminator import Discriminator
+from distill.networks.features import Features, ImageEmbedder, Look
+from distill.training.device import full_precision
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w cells, D width of the condition.
 

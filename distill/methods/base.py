@@ -13,10 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from distill.autoencoder import Codec
-from distill.conditioning import Conditioning
-from distill.diffusion import Diffusion
 from distill.draws import Draws
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning
+from distill.networks.diffusion import Diffusion
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distill.config import StudentConfig
-from distill.features import build_embedder, build_features
 from distill.methods.add import AdversarialDiffusionDistillation
 from distill.methods.adversary import Adversary, Condition
 from distill.methods.base import Frozen, Method
+from distill.networks.features import build_embedder, build_features
 
 
 def build_adversary(config: StudentConfig, frozen: Frozen) -> Adversary | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 
-from distill.autoencoder import Codec
-from distill.conditioning import PromptEncoder
-from distill.diffusion import Diffusion
+from distill.networks.codec import Codec
+from distill.networks.conditioning import PromptEncoder
+from distill.networks.diffusion import Diffusion
 
 
 @dataclass(frozen=True)

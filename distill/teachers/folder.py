@@ -16,14 +16,14 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from distill.autoencoder import Codec
 from distill.config import ConfigError, RunConfig
-from distill.diffusion import Diffusion
-from distill.features import freeze
+from distill.networks.codec import Codec
+from distill.networks.diffusion import Diffusion
+from distill.networks.features import freeze
+from distill.networks.unet import load_unet
 from distill.teachers.base import Teacher
 from distill.teachers.schedules import read_schedule
 from distill.teachers.text import ClipPrompts, DualClipPrompts
-from distill.unet import load_unet
 from engines.spec import PredictionType, ScheduleSpec
 
 INDEX_FILE = "model_index.json"

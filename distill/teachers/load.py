@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from distill.autoencoder import Codec
 from distill.config import RunConfig
-from distill.diffusion import Diffusion
-from distill.encoders import TextEncoder
-from distill.features import freeze
+from distill.networks.codec import Codec
+from distill.networks.diffusion import Diffusion
+from distill.networks.encoders import TextEncoder
+from distill.networks.features import freeze
+from distill.networks.unet import load_unet
 from distill.teachers.base import Teacher
 from distill.teachers.folder import TeacherFolder, find_teacher
-from distill.unet import load_unet
 
 
 def foreign_teacher(config: RunConfig) -> TeacherFolder | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.conditioning import Conditioning
+from distill.networks.conditioning import Conditioning
 from engines.spec import TextSpec
 
 # Shape suffixes: B batch, L tokens, D width.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training_process import LIMIT_S, arguments, finish
 
-from distill.checkpoint import load_snapshot, snapshot_paths
+from distill.training.checkpoint import load_snapshot, snapshot_paths
 
 SETTINGS = ("autoencoder.optimizer.iterations=6", "sample_every=1000", "snapshot_every_s=0")
 
@@ -49,8 +49,10 @@ _PROGRAM = """
 import resource, sys
 from pathlib import Path
 import torch
-from distill import checkpoint
-from distill.checkpoint import CheckpointError, load_snapshot, save_snapshot, snapshot_paths
+from distill.training import checkpoint
+from distill.training.checkpoint import (
+    CheckpointError, load_snapshot, save_snapshot, snapshot_paths,
+)
 
 folder, is_limited, is_foreseen = Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3] == "1"
 for i in (1, 2):

@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_process import LIMIT_S, arguments, assert_same_run, finish, start
 
-from distill.checkpoint import load_snapshot, snapshot_paths
+from distill.training.checkpoint import load_snapshot, snapshot_paths
 
 STAGES = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
 NUM_KILLS = int(os.environ.get("ONESTEP_KILLS", "10"))

@@ -20,14 +20,14 @@ from distill_fixtures import squeezenet_arrays, tiny_config
 from training_process import assert_same_run
 
 from distill.__main__ import main
-from distill.autoencoder import Codec
-from distill.checkpoint import load_snapshot, snapshot_path, snapshot_paths
 from distill.dataset import to_uint8
-from distill.diffusion import Diffusion
-from distill.encoders import TextEncoder
 from distill.evaluation.results import Evaluation
+from distill.networks.codec import Codec
+from distill.networks.diffusion import Diffusion
+from distill.networks.encoders import TextEncoder
+from distill.networks.unet import load_unet
 from distill.sampling import sample_student
-from distill.unet import load_unet
+from distill.training.checkpoint import load_snapshot, snapshot_path, snapshot_paths
 from engines.__main__ import main as engines_main
 from engines.pipeline import Pipeline
 

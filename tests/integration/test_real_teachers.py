@@ -17,7 +17,7 @@ from teacher_folders import KINDS, save_tiny_pipeline
 from transformers import Dinov2Config, Dinov2Model
 
 from distill.__main__ import main
-from distill.unet import load_unet
+from distill.networks.unet import load_unet
 from engines.__main__ import main as engines_main
 from engines.noise import unit_noise
 from engines.pipeline import Pipeline

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from distill.alarms import Alarm, Alarms
 from distill.config import AlarmConfig
+from distill.training.alarms import Alarm, Alarms
 
 _CONFIG = AlarmConfig(accuracy_iterations=3, spike_window=8, num_spikes=2, spike_factor=5.0)
 

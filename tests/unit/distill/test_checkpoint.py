@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.checkpoint import (
+from distill.training.checkpoint import (
     CheckpointError,
     Ema,
     averaged,

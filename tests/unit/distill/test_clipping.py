@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.clipping import clipped_step
+from distill.training.clipping import clipped_step
 
 
 def _model() -> tuple[nn.Parameter, torch.optim.Optimizer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from distill_fixtures import tiny_conditioning, tiny_draws, tiny_text, tiny_unet
 
-from distill.conditioning import Conditioning, guided, predict
+from distill.networks.conditioning import Conditioning, guided, predict
 
 
 def _with_ids(num: int) -> Conditioning:

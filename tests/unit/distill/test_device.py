@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distill.config import ConfigError, override
-from distill.device import half_precision, pick_device, random_state, set_random_state
 from distill.presets import preset
+from distill.training.device import half_precision, pick_device, random_state, set_random_state
 
 CPU = torch.device("cpu")
 

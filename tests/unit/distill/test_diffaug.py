@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.diffaug import augmented, colour, cutout, translation
 from distill.draws import Draws
+from distill.networks.diffaug import augmented, colour, cutout, translation
 
 
 def _images(num: int = 2) -> torch.Tensor:

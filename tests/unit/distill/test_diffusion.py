@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from distill.diffusion import Diffusion
+from distill.networks.diffusion import Diffusion
 from engines.spec import PredictionType, ScheduleSpec
 
 SCHEDULES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.discriminator import Discriminator
+from distill.networks.discriminator import Discriminator
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from distill_fixtures import tiny_text
 
 from distill.config import ConfigError
-from distill.encoders import BOS, EOS, TextEncoder, train_tokenizer
+from distill.networks.encoders import BOS, EOS, TextEncoder, train_tokenizer
 from engines.tokenizer import Tokenizer
 
 CAPTIONS = [f"a {colour} circle, flat" for colour in ("red", "green", "blue")] * 3

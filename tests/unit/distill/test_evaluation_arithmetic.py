@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from distill.dataset.recolour import rotate_hue
 from distill.evaluation.manifolds import Manifolds, pairwise_distances
 from distill.evaluation.pixels import detail_energy, grey, has_hue
 from distill.evaluation.retrieval import retrieval_ranks
 from distill.evaluation.variety import spread_within, style_purity
-from distill.recolour import rotate_hue
 
 
 def _line(*positions: float) -> NDArray[np.float64]:

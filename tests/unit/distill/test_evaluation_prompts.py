@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from distill.config import ConfigError
 from distill.dataset import Pictures
+from distill.dataset.recolour import HUES, dominant_hue, is_held_out
 from distill.evaluation.prompts import (
     Size,
     caption_set,
@@ -16,7 +17,6 @@ from distill.evaluation.prompts import (
     one_prompt_per_concept,
     prompt_sets,
 )
-from distill.recolour import HUES, dominant_hue, is_held_out
 
 
 def _disc(hue_name: str, value: int) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from distill_fixtures import (
 from transformers import Dinov2Config, Dinov2Model
 
 from distill.config import ConfigError, DiscriminatorConfig
-from distill.features import (
+from distill.networks.features import (
     Look,
     TeacherEmbedder,
     TeacherFeatures,

@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 from walk_trainer import Walk, lines_of, train
 
-from distill.checkpoint import CheckpointError, load_snapshot, snapshot_path, snapshot_paths
 from distill.config import ConfigError, OptimizerConfig, RunConfig
-from distill.loop import lr_scale_at
-from distill.run_folder import Resume
-from distill.trainer import Interrupted
+from distill.training.checkpoint import (
+    CheckpointError,
+    load_snapshot,
+    snapshot_path,
+    snapshot_paths,
+)
+from distill.training.loop import lr_scale_at
+from distill.training.run_folder import Resume
+from distill.training.trainer import Interrupted
 
 
 def test_the_rate_warms_up_then_decays() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.parametrizations import spectral_norm
 
-from distill.discriminator import Head
-from distill.losses import (
+from distill.methods.losses import (
     distillation,
     distillation_weight,
     hinge_discriminator,
@@ -15,6 +14,7 @@ from distill.losses import (
     noise_free_residual,
     r1_penalty,
 )
+from distill.networks.discriminator import Head
 
 
 def test_the_discriminators_hinge() -> None:

@@ -13,11 +13,16 @@ import torch
 from distill_fixtures import tiny_config
 from walk_trainer import ScoredWalk, VariedWalk, WatchedWalk, lines_of, train
 
-from distill.checkpoint import CheckpointError, load_snapshot, read_snapshot, snapshot_paths
 from distill.config import ConfigError
-from distill.progress import Progress
-from distill.run_folder import RunFolder
-from distill.trainer import Aborted, Interrupted
+from distill.training.checkpoint import (
+    CheckpointError,
+    load_snapshot,
+    read_snapshot,
+    snapshot_paths,
+)
+from distill.training.progress import Progress
+from distill.training.run_folder import RunFolder
+from distill.training.trainer import Aborted, Interrupted
 
 EVERY = {"snapshot_every_s": 0}
 WON = {

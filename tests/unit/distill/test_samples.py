@@ -15,16 +15,17 @@ from dataset_fixtures import write_parquet
 from distill_fixtures import tiny_codec, tiny_config, tiny_pictures, tiny_teacher
 from safetensors import safe_open
 
-from distill.autoencoder import Codec, build_autoencoder
-from distill.checkpoint import CheckpointError
-from distill.conditioning import Conditioning
+from distill.autoencoder import build_autoencoder
 from distill.config import ConfigError, DataConfig
 from distill.dataset import PictureSource, Row, StreamSource, for_training, open_rows
 from distill.draws import Draws
 from distill.methods.base import Sample
-from distill.precompute import precompute, shard_path
-from distill.samples import PrecomputedSamples, StreamedSamples
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning
+from distill.samples.precompute import precompute, shard_path
+from distill.samples.source import PrecomputedSamples, StreamedSamples
 from distill.teachers.base import Teacher
+from distill.training.checkpoint import CheckpointError
 
 BATCH = 4
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from distill_fixtures import tiny_diffusion, tiny_text, tiny_unet
 
-from distill.diffusion import Diffusion
-from distill.encoders import TextEncoder
+from distill.networks.diffusion import Diffusion
+from distill.networks.encoders import TextEncoder
 from distill.sampling import Solver, sample_student, sample_teacher, solve, teacher_timesteps
 from engines.noise import unit_noise
 from engines.spec import ScheduleSpec

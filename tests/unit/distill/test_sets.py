@@ -12,7 +12,7 @@ from distill_fixtures import tiny_config, tiny_teacher
 from distill.config import ConfigError, RunConfig
 from distill.dataset import load_pictures, write_example
 from distill.draws import Draws
-from distill.sets import describe, open_samples, precompute_set
+from distill.samples.sets import describe, open_samples, precompute_set
 from distill.teachers.base import Teacher
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.shapes import COLOURS, RELATIONS, SHAPES, draw_shapes
+from distill.dataset.shapes import COLOURS, RELATIONS, SHAPES, draw_shapes
 
 SIZE_PX = 64
 NUM = 400

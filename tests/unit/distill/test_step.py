@@ -17,11 +17,11 @@ from distill_fixtures import (
 )
 from torch import nn
 
-from distill.conditioning import guided, predict
 from distill.config import StudentConfig
-from distill.losses import distillation, hinge_generator
 from distill.methods.base import Fake, Frozen
+from distill.methods.losses import distillation, hinge_generator
 from distill.methods.registry import build_method
+from distill.networks.conditioning import guided, predict
 from distill.step import Batch, DistillStep, Trained, run_student
 
 

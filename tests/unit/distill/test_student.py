@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderTiny, LCMScheduler
 from distill_fixtures import tiny_codec, tiny_config, tiny_text, tiny_unet
 
-from distill.autoencoder import Codec, raw_encode
 from distill.config import ConfigError, RunConfig
 from distill.export import export_student, parameter_counts, student_scheduler
+from distill.networks.codec import Codec, raw_encode
 from distill.student import student_spec, timesteps_by_steps
 from engines.spec import ModelSpec, ScheduleSpec
 

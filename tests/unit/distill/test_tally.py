@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from distill.tally import Tally
+from distill.training.tally import Tally
 
 
 def test_a_report_is_the_mean_since_the_one_before() -> None:

@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteSc
 from distill_fixtures import tiny_config
 from teacher_folders import KINDS, WORDS, save_tiny_pipeline
 
-from distill.autoencoder import Codec
-from distill.conditioning import Conditioning, predict
 from distill.config import ConfigError
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning, predict
 from distill.sampling import sample_teacher, teacher_timesteps
 from distill.teachers.base import Teacher
 from distill.teachers.folder import find_teacher

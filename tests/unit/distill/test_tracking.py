@@ -15,7 +15,7 @@ from distill_fixtures import tiny_config
 from PIL import Image
 
 from distill.config import ConfigError
-from distill.tracking import tracking
+from distill.training.tracking import tracking
 
 
 def _events(folder: Path) -> Any:

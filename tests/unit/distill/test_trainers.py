@@ -13,7 +13,7 @@ from distill_fixtures import tiny_codec, tiny_config, tiny_pictures, tiny_teache
 from distill.autoencoder import AutoencoderTrainer
 from distill.student import StudentTrainer
 from distill.teacher import CaptionedLatents, TeacherTrainer
-from distill.trainer import Adversarial, Scored, Trainer, Varied
+from distill.training.trainer import Adversarial, Scored, Trainer, Varied
 
 
 def _autoencoder() -> AutoencoderTrainer:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from distill.alarms import Alarm, Alarms
-from distill.checkpoint import (
+from distill.config import RunConfig
+from distill.training.alarms import Alarm, Alarms
+from distill.training.checkpoint import (
     CheckpointError,
     load_snapshot,
     read_snapshot,
@@ -24,12 +25,11 @@ from distill.checkpoint import (
     snapshot_path,
     snapshot_paths,
 )
-from distill.config import RunConfig
-from distill.device import random_state, set_random_state, undisturbed
-from distill.run_folder import ALARMS, METRICS, Resume, RunFolder
-from distill.tally import Tally
-from distill.tracking import Tracker
-from distill.trainer import Aborted, Adversarial, Scored, Trainer, Varied
+from distill.training.device import random_state, set_random_state, undisturbed
+from distill.training.run_folder import ALARMS, METRICS, Resume, RunFolder
+from distill.training.tally import Tally
+from distill.training.tracking import Tracker
+from distill.training.trainer import Aborted, Adversarial, Scored, Trainer, Varied
 
 logger = logging.getLogger(__name__)
 

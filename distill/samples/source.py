@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from distill.conditioning import Conditioning
 from distill.config import ConfigError
 from distill.dataset import (
     Order,
@@ -27,7 +26,8 @@ from distill.dataset import (
 )
 from distill.draws import Draws
 from distill.methods.base import Sample
-from distill.precompute import (
+from distill.networks.conditioning import Conditioning
+from distill.samples.precompute import (
     EMPTY_FILE,
     Index,
     fingerprints,

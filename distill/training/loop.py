@@ -1,7 +1,7 @@
 """The one training loop: resume, iterate, report, watch, snapshot.
 
 Owns the order of things around an iteration, and the signals that end it. What each of them does
-is `distill.progress`'s.
+is `distill.training.progress`'s.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from distill.config import OptimizerConfig, RunConfig
-from distill.progress import Progress
-from distill.run_folder import Resume
-from distill.tracking import tracking
-from distill.trainer import Interrupted, Trainer
+from distill.training.progress import Progress
+from distill.training.run_folder import Resume
+from distill.training.tracking import tracking
+from distill.training.trainer import Interrupted, Trainer
 
 
 def lr_scale_at(iteration: int, config: OptimizerConfig) -> float:

@@ -16,8 +16,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from distill.conditioning import Conditioning
 from distill.config import ConfigError, TextConfig
+from distill.networks.conditioning import Conditioning
 from engines.spec import TextSpec
 from engines.tokenizer import Tokenizer
 

@@ -1,8 +1,8 @@
 """The folder of one training: its files, and which run may continue in it.
 
 Owns config.json, metrics.jsonl, alarms.jsonl, samples/, model/ and best/; snapshots are written
-by distill.checkpoint. Every file is replaced whole, so that a kill at any moment leaves the one
-before or the new one. Knows nothing of what is trained.
+by distill.training.checkpoint. Every file is replaced whole, so that a kill at any moment leaves
+the one before or the new one. Knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from distill.checkpoint import CheckpointError, is_no_room, snapshot_paths, sync_folder
 from distill.config import ConfigError, RunConfig
+from distill.training.checkpoint import CheckpointError, is_no_room, snapshot_paths, sync_folder
 
 logger = logging.getLogger(__name__)
 

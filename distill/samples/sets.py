@@ -22,8 +22,8 @@ from distill.dataset import (
     open_rows,
     probe_prompts,
 )
-from distill.precompute import precompute
-from distill.samples import PrecomputedSamples, StreamedSamples
+from distill.samples.precompute import precompute
+from distill.samples.source import PrecomputedSamples, StreamedSamples
 from distill.student import Samples
 from distill.teacher import CaptionedLatents
 from distill.teachers.base import Teacher

@@ -1,17 +1,11 @@
-"""Presets: whole run configurations by name, each a function.
-
-Owns what the project trains with: the drawn shapes of the tests and the emoji of the bundled model.
-"""
+"""Presets of the drawn shapes, the bundled emoji model and one's own folder of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from distill.concepts import EMOJI_CONCEPTS, EMOJI_STYLES, MANY_CONCEPTS
 from distill.config import (
     AutoencoderConfig,
-    ConfigError,
     DataConfig,
     DiscriminatorConfig,
     OptimizerConfig,
@@ -21,7 +15,7 @@ from distill.config import (
     TextConfig,
     UnetConfig,
 )
-from distill.miniatures import ablation_cpu, ablation_gpu, ablation_tiny
+from distill.presets.concepts import EMOJI_CONCEPTS, EMOJI_STYLES, MANY_CONCEPTS
 
 
 def shapes_tiny() -> RunConfig:
@@ -189,26 +183,3 @@ def emoji_gpu() -> RunConfig:
             ),
         ),
     )
-
-
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "ablation_cpu": ablation_cpu,
-    "ablation_gpu": ablation_gpu,
-    "ablation_tiny": ablation_tiny,
-    "emoji_many": emoji_many,
-    "emoji_cpu": emoji_cpu,
-    "emoji_gpu": emoji_gpu,
-    "own_cpu": own_cpu,
-    "shapes_tiny": shapes_tiny,
-}
-
-
-def preset(name: str) -> RunConfig:
-    """Return a preset by name.
-
-    Raises:
-        ConfigError: no preset has that name.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}: choose one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]()

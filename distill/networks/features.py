@@ -18,13 +18,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModel
 
-from distill.autoencoder import Codec
-from distill.conditioning import Conditioning
 from distill.config import ConfigError, DiscriminatorConfig
-from distill.diffaug import augmented
-from distill.diffusion import Diffusion
 from distill.draws import Draws
-from distill.unet import to_device
+from distill.networks.codec import Codec
+from distill.networks.conditioning import Conditioning
+from distill.networks.diffaug import augmented
+from distill.networks.diffusion import Diffusion
+from distill.networks.unet import to_device
 
 # Shape suffixes: B batch, C channel, h/w cells, L tokens, D width, N patches.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distill.concepts import EMOJI_CONCEPTS
 from distill.config import (
     AutoencoderConfig,
     DataConfig,
@@ -19,6 +18,7 @@ from distill.config import (
     TextConfig,
     UnetConfig,
 )
+from distill.presets.concepts import EMOJI_CONCEPTS
 
 # Two of three concepts, in three styles that draw them differently: a prompt without a style has
 # several right answers, which is where regression blurs.

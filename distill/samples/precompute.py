@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from distill.checkpoint import CheckpointError
-from distill.conditioning import Conditioning
 from distill.config import ConfigError
 from distill.dataset import Row, Source, to_model_range
+from distill.networks.conditioning import Conditioning
 from distill.teachers.base import Teacher
+from distill.training.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The networks of teacher, student and discriminator, and how they are called."""

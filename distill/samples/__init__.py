@@ -1,0 +1,1 @@
+"""What a student trains on: encoded pictures and prompts, addressed by position."""
