@@ -40,7 +40,7 @@ def test_the_last_of_two_assignments_holds() -> None:
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="'faces': choose one of emoji_all, emoji_cpu, emoji_gpu"):
+    with pytest.raises(ConfigError, match="'faces': choose one of ablation_cpu, ablation_gpu"):
         preset("faces")
 
 
