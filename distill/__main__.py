@@ -10,6 +10,7 @@ from pathlib import Path
 from distill.ablation.options import add_ablation_options
 from distill.config import ConfigError, RunConfig, override
 from distill.evaluation.options import add_evaluate_options, add_report_options
+from distill.preflight.options import add_preflight_options
 from distill.presets import PRESETS, preset
 
 
@@ -21,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         "autoencoder": "train the picture autoencoder",
         "teacher": "train the diffusion teacher",
         "precompute": "encode the whole set once, for --set data.access=precomputed",
+        "preflight": "estimate memory and time of a training, without a GPU and before it starts",
         "train": "distil the one-step student",
         "evaluate": "print distances and retrieval scores of student and teacher",
         "export": "write the student as a diffusers folder with model.json",
@@ -31,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--preset", default="shapes_tiny", choices=sorted(PRESETS))
         command.add_argument("--out", type=Path, default=None, help="run folder (runs/NAME)")
         command.add_argument("--data", default=None, help="folder of pictures, Parquet or tars")
-        if name in ("precompute", "train", "evaluate", "export"):
+        if name in ("precompute", "preflight", "train", "evaluate", "export"):
             command.add_argument(
                 "--teacher", default=None, help="diffusers folder or hub name (the run's own)"
             )
@@ -50,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--dry-run", action="store_true", help="one iteration, nothing kept"
             )
+            command.add_argument(
+                "--no-preflight", action="store_true", help="start on a GPU without estimating"
+            )
         if name == "data":
             command.add_argument(
                 "--example", type=Path, metavar="FOLDER", help="write a small set of pictures there"
@@ -60,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rows-per-shard", type=int, default=512, help="of one file")
         if name == "evaluate":
             add_evaluate_options(command)
+        if name == "preflight":
+            add_preflight_options(command)
         if name == "ablation":
             add_ablation_options(command)
         if name == "export":

@@ -22,6 +22,8 @@ from distill.evaluation.command import evaluate_run, print_outcome
 from distill.evaluation.options import EvaluateOptions
 from distill.export import export_student, parameter_counts
 from distill.networks.codec import Codec
+from distill.preflight.command import refuse_what_cannot_fit, run_preflight
+from distill.preflight.options import PreflightOptions, Stage
 from distill.samples.sets import describe, open_samples, precompute_set
 from distill.student import StudentTrainer
 from distill.teacher import TeacherTrainer
@@ -41,10 +43,11 @@ def run(command: str, config: RunConfig, run_folder: Path, args: argparse.Namesp
         "evaluate": _evaluate,
         "export": _export,
         "precompute": _precompute,
+        "preflight": _preflight,
     }
     try:
         set_up_torch(config)
-        if command not in ("autoencoder", "teacher", "data"):
+        if command not in ("autoencoder", "teacher", "data", "preflight"):
             config = settled(config)
         if command in commands:
             return commands[command](config, run_folder, args)
@@ -84,9 +87,13 @@ TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
     "teacher": _teacher_trainer,
     "train": _student_trainer,
 }
+STAGE_OF: dict[str, Stage] = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
 
 
 def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    if not getattr(args, "no_preflight", False):
+        stage: Stage = STAGE_OF[command]
+        refuse_what_cannot_fit(stage, config, pick_device(config.device))
     trainer = TRAININGS[command](config, run_folder)
     if args.dry_run:
         metrics = trainer.iterate(1.0)
@@ -113,6 +120,10 @@ def _precompute(config: RunConfig, run_folder: Path, args: argparse.Namespace) -
     teacher = load_teacher(config, run_folder, pick_device(config.device))
     print(precompute_set(config, run_folder, teacher, args.dtype, args.rows_per_shard))
     return 0
+
+
+def _preflight(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
+    return run_preflight(config, PreflightOptions.read(args))
 
 
 def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:

@@ -32,6 +32,10 @@ _FLOAT32_ON_A_CARD = (
     "upsample_bicubic2d _upsample_bicubic2d_aa softmax.int log_softmax.int cumprod cumsum "
     "linalg_vector_norm linalg_matrix_norm linalg_matrix_norm.str_ord sum sum.dim_IntList"
 ).split()
+_INITIALISERS = (
+    "constant_ kaiming_normal_ kaiming_uniform_ normal_ ones_ trunc_normal_ uniform_ "
+    "xavier_normal_ xavier_uniform_ zeros_"
+).split()
 
 
 @contextmanager
@@ -52,6 +56,10 @@ def without_numbers(*, as_card: bool) -> Iterator[None]:
         stack.enter_context(
             patch.object(PreTrainedModel, "from_pretrained", classmethod(_from_transformers_config))
         )
+        # First weights cost more to draw, operation by operation, than an iteration to rehearse.
+        stack.enter_context(patch.object(PreTrainedModel, "initialize_weights", _leave))
+        for name in _INITIALISERS:
+            stack.enter_context(patch.object(nn.init, name, _leave))
         if as_card:
             stack.enter_context(_autocast_as_card())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -63,6 +71,10 @@ def any_number(tensor: torch.Tensor) -> bool | int | float:
     if tensor.dtype is torch.bool:
         return True
     return 1.0 if tensor.is_floating_point() else 0
+
+
+def _leave(what: Any, *_: Any, **__: Any) -> Any:
+    return what
 
 
 def _empty_like_array(array: NDArray[Any]) -> torch.Tensor:
@@ -100,7 +112,7 @@ def _apply_by_replacing(
     return module
 
 
-def _from_config(cls: Any, path: Any, **options: Any) -> Any:
+def _from_config(cls: Any, path: Any, /, **options: Any) -> Any:
     """A diffusers model of a folder's config, in the precision asked for."""
     settings = cls.load_config(path, subfolder=options.get("subfolder"), local_files_only=True)
     model = cls.from_config(settings).eval()
@@ -108,7 +120,7 @@ def _from_config(cls: Any, path: Any, **options: Any) -> Any:
     return model if dtype is None else model.to(dtype)
 
 
-def _from_transformers_config(cls: Any, path: Any, *_: Any, **options: Any) -> Any:
+def _from_transformers_config(cls: Any, path: Any, /, *_: Any, **options: Any) -> Any:
     """A transformers model of a folder's config, in the precision asked for."""
     settings = options.get("config") or cls.config_class.from_pretrained(
         path, subfolder=options.get("subfolder") or "", local_files_only=True

@@ -32,7 +32,7 @@ from distill.networks.encoders import TextEncoder, build_text_model, text_spec, 
 from distill.networks.features import freeze
 from distill.networks.unet import build_unet, to_device
 from distill.preflight.rehearsal import Rehearsed
-from distill.preflight.weightless import TEACHERS, write_teacher, write_vision_model
+from distill.preflight.weightless import known_teacher, write_teacher, write_vision_model
 from distill.samples.source import StreamedSamples
 from distill.student import Samples, StudentTrainer
 from distill.teacher import CaptionedLatents, TeacherTrainer
@@ -55,11 +55,12 @@ def words_of(config: DataConfig) -> Pictures | None:
         found = [dict(rows.read(i, with_image=False)) for i in range(len(rows))]
     kept = [(row, captions_of(row, config)) for row in found]
     kept = [(row, captions) for row, captions in kept if captions]
-    return Pictures(
-        np.zeros((len(kept), 1, 1, 1), dtype=np.uint8),
-        tuple(captions for _, captions in kept),
-        *(tuple(str(row.get(key) or "") for row, _ in kept) for key in ("name", "style", "group")),
+    names, styles, groups = (
+        tuple(str(row.get(key) or "") for row, _ in kept) for key in ("name", "style", "group")
     )
+    captions_of_all = tuple(captions for _, captions in kept)
+    no_pixels_NHWC = np.zeros((len(kept), 1, 1, 1), dtype=np.uint8)
+    return Pictures(no_pixels_NHWC, captions_of_all, names, styles, groups)
 
 
 def without_pixels(words: Pictures, config: DataConfig, *, is_chosen: bool) -> Pictures:
@@ -162,8 +163,8 @@ def with_known_models(config: RunConfig, folder: Path) -> RunConfig:
         disc = replace(disc, vision_model=write_vision_model(disc.vision_model, folder))
     if disc.image_model is not None:
         disc = replace(disc, image_model=write_vision_model(disc.image_model, folder))
-    source = student.teacher_source
-    if source in TEACHERS:
-        source = str(write_teacher(source, folder / source))
+    source, known = student.teacher_source, known_teacher(student.teacher_source)
+    if known is not None:
+        source = str(write_teacher(known, folder / known))
     config = replace(config, student=replace(student, discriminator=disc, teacher_source=source))
     return settled(config)

@@ -8,12 +8,14 @@ is the real one, so that what is counted is what will run.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from distill.preflight.fakes import any_number, without_numbers
@@ -144,7 +146,7 @@ class Parts:
         """Undo the plain attention that our trainers choose on a CPU."""
         for network in self.networks:
             for part in network.modules():
-                if hasattr(part, "set_default_attn_processor") and hasattr(part, "attn_processors"):
+                if isinstance(part, UNet2DConditionModel | AutoencoderKL):
                     part.set_default_attn_processor()
 
 
@@ -171,13 +173,15 @@ def _walk_all(values: Any, found: list[Any], seen: set[int], depth: int) -> None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what libraries say of models that were not loaded."""
+    """Silence what libraries say of models that were not loaded, or of copying a fake tensor."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

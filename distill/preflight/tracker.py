@@ -104,7 +104,7 @@ class MemoryTracker(TorchDispatchMode):
         self, block_bytes: int = 1, answer: Callable[[torch.Tensor], Any] | None = None
     ) -> None:
         """Start with nothing counted."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no annotations
         self.num_flops = 0
         self.peak = Peak()
         self.live: Counter[Kind] = Counter()

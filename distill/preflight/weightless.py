@@ -17,7 +17,18 @@ from distill.networks.encoders import train_tokenizer
 _CONFIGS = Path(__file__).parent / "configs"
 _HUB_PREFIX = "facebook/"
 
-TEACHERS = ("sd15", "sd21", "sdxl")
+TEACHERS = ("sd-1.5", "sd-2.1", "sdxl")
+_HUB_TEACHERS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd-1.5",
+    "stabilityai/stable-diffusion-2-1": "sd-2.1",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+
+
+def known_teacher(source: str | None) -> str | None:
+    """The short name of a teacher whose configuration is here, also by its hub name."""
+    name = _HUB_TEACHERS.get(source or "", source)
+    return name if name in TEACHERS else None
 
 
 def public_config(name: str) -> dict[str, Any]:
