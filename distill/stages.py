@@ -87,7 +87,11 @@ TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
     "teacher": _teacher_trainer,
     "train": _student_trainer,
 }
-STAGE_OF: dict[str, Stage] = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
+STAGE_OF: dict[str, Stage] = {
+    "autoencoder": "autoencoder",
+    "teacher": "teacher",
+    "train": "student",
+}
 
 
 def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +49,10 @@ def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device
         return
     num_free_bytes, _ = torch.cuda.mem_get_info(device)
     card = card_called(torch.cuda.get_device_name(device), num_free_bytes / GIB)
-    estimate = estimate_run(config, PreflightOptions(stage=stage), card)
+    # A process of its own: what torch keeps of a world of fake tensors has no place in a training.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
+        asked = elsewhere.submit(estimate_run, config, PreflightOptions(stage=stage), card)
+        estimate = asked.result()
     for line in lines(estimate, config):
         print(line, file=sys.stderr)
     if not estimate.fits:

@@ -131,15 +131,16 @@ def lines(estimate: Estimate, config: RunConfig) -> Iterator[str]:
         f"{per_gpu} pictures a GPU and iteration; estimated without a GPU"
     )
     yield from _rows(estimate.by_kind)
-    yield f"  {'peak of an iteration':34}{sum(estimate.by_kind.values()) / GIB:9.2f} GiB"
-    yield f"  {'peak of a sheet of samples':34}{estimate.footprint.sheet_bytes / GIB:9.2f} GiB"
+    yield f"  {'peak of an iteration':34}{_size(sum(estimate.by_kind.values()))}"
+    if estimate.footprint.sheet_bytes:
+        yield f"  {'peak of a sheet of samples':34}{_size(estimate.footprint.sheet_bytes)}"
     usable = card.usable_bytes / GIB
     yield f"  {'usable of ' + format(card.memory_gib, '.1f') + ' GiB':34}{usable:9.2f} GiB"
     yield f"  {'trained weights':34}{estimate.footprint.num_trained / 1e6:9.1f} M"
-    yield f"  {'one iteration on each GPU':34}{flops / 1e12:9.2f} TFLOP"
+    yield f"  {'one iteration on each GPU':34}{flops / 1e12:9.3f} TFLOP"
     if estimate.iteration_s is not None and estimate.total_h is not None:
         share = f"at {estimate.peak_share:.0%} of {card.bf16_tflops:g} TFLOP/s, assumed"
-        yield f"  {'one iteration':34}{estimate.iteration_s:9.2f} s ({share})"
+        yield f"  {'one iteration':34}{estimate.iteration_s:9.3f} s ({share})"
         num = estimate.optimizer.iterations
         yield f"  {f'all {num} iterations':34}{estimate.total_h:9.2f} h"
     if estimate.fits:
@@ -151,4 +152,10 @@ def lines(estimate: Estimate, config: RunConfig) -> Iterator[str]:
 
 def _rows(by_kind: Mapping[str, int]) -> Iterator[str]:
     for name, num_bytes in by_kind.items():
-        yield f"  {name:34}{num_bytes / GIB:9.2f} GiB"
+        yield f"  {name:34}{_size(num_bytes)}"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < GIB:
+        return f"{num_bytes / 2**20:9.2f} MiB"
+    return f"{num_bytes / GIB:9.2f} GiB"

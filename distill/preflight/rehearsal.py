@@ -45,7 +45,7 @@ class Footprint:
 
     Attributes:
         by_kind: bytes at the highest moment of an iteration.
-        sheet_bytes: bytes at the highest moment of drawing a sheet of samples.
+        sheet_bytes: bytes at the highest moment of drawing a sheet of samples; 0 where none was.
         num_flops: of one iteration.
         num_trained: weights that are trained.
     """
@@ -94,10 +94,11 @@ def rehearse(
         tracker.reset()
         trainer.iterate(1.0)
         iteration, num_flops = tracker.peak, tracker.num_flops
-        tracker.reset()
+        sheet = Peak()
         if with_sheet:
+            tracker.reset()
             trainer.sample_grid()
-        sheet: Peak = tracker.peak
+            sheet = tracker.peak
     num_trained = sum(parameter.numel() for parameter in parts.trained)
     return Footprint(dict(iteration.by_kind), sheet.num_bytes, num_flops, num_trained)
 

@@ -1,0 +1,165 @@
+"""What preflight counts beside what a training takes, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill_fixtures import tiny_config
+from peak_memory import measured_peak
+
+from distill.__main__ import main
+from distill.config import ConfigError
+from distill.preflight.cards import Card, card_called, card_of
+from distill.preflight.estimate import Estimate
+from distill.preflight.parts import builder, words_of
+from distill.preflight.rehearsal import Footprint, rehearse
+from distill.preflight.tracker import Kind, MemoryTracker
+from distill.preflight.weightless import TEACHERS, known_teacher, public_config
+
+GIB = 2**30
+
+
+def _counted() -> Footprint:
+    config = tiny_config()
+    build = builder("student", config, words_of(config.data), Path())
+    return rehearse(build, as_card=False, with_sheet=False)
+
+
+def _measured() -> int:
+    config = tiny_config()
+    return measured_peak(builder("student", config, words_of(config.data), Path()))
+
+
+@pytest.fixture(scope="module")
+def footprint() -> Footprint:
+    """Of the tiny student, counted as on a CPU."""
+    return _counted()
+
+
+@pytest.fixture(scope="module")
+def real_peak_bytes() -> int:
+    """Of the same training, in a process of its own that has never seen a fake tensor."""
+    code = "import test_preflight as t; print(t._measured())"
+    folders = [str(Path(__file__).parent), *sys.path]
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+    )
+    return int(answer.stdout.split()[-1])
+
+
+def test_the_peak_is_within_six_percent_of_a_real_one(
+    footprint: Footprint, real_peak_bytes: int
+) -> None:
+    real = real_peak_bytes
+    assert footprint.iteration_bytes == pytest.approx(real, rel=0.06)
+    # The bound is worth something: a kind forgotten would break it.
+    for kind in (Kind.OPTIMIZER, Kind.EMA, Kind.GRADIENTS, Kind.SAVED):
+        left_out = footprint.iteration_bytes - footprint.by_kind[kind]
+        assert left_out != pytest.approx(real, rel=0.06), kind
+
+
+def test_standing_tensors_are_counted_exactly(footprint: Footprint) -> None:
+    trained_bytes = 4 * footprint.num_trained
+    slack_bytes = 64 * 2000  # every tensor rounded up to a block, and the steps of the optimizer
+    gradients = footprint.by_kind[Kind.GRADIENTS]
+    assert 0 < gradients <= trained_bytes + slack_bytes
+    assert footprint.by_kind[Kind.OPTIMIZER] == pytest.approx(2 * trained_bytes, abs=slack_bytes)
+
+
+def test_a_tracker_follows_storages_to_their_end() -> None:
+    tracker = MemoryTracker()
+    with tracker:
+        kept = torch.zeros(100)
+        dropped = torch.zeros(1000)
+        view = dropped[:10]
+        del dropped, view
+        last = torch.zeros(10)
+        product = torch.zeros(4, 5) @ torch.zeros(5, 6)
+    assert tracker.peak.num_bytes == 4 * 1100
+    assert tracker.num_flops == 2 * 4 * 5 * 6
+    assert (len(kept), len(last), product.shape) == (100, 10, (4, 6))
+
+
+def _estimate(**changes: Any) -> Estimate:
+    footprint = Footprint(
+        {Kind.WEIGHTS: 2 * GIB, Kind.GRADIENTS: 2 * GIB, Kind.SAVED: 6 * GIB},
+        3 * GIB,
+        10**14,
+        10**9,
+    )
+    settings: dict[str, Any] = {
+        "stage": "student",
+        "footprint": footprint,
+        "card": Card("some", 16, 100),
+        "num_gpus": 1,
+        "peak_share": 0.5,
+        "optimizer": tiny_config("student.optimizer.iterations=1800").student.optimizer,
+        "has_half": True,
+    }
+    return Estimate(**{**settings, **changes})
+
+
+def test_time_is_operations_over_the_assumed_rate() -> None:
+    estimate = _estimate()
+    assert estimate.iteration_s == pytest.approx(2.0)
+    assert estimate.total_h == pytest.approx(1.0)
+    assert _estimate(has_half=False).iteration_s is None
+
+
+def test_more_than_the_card_has_does_not_fit() -> None:
+    assert _estimate().peak_bytes == 10 * GIB
+    assert _estimate(card=Card("some", 12, None)).fits
+    assert not _estimate(card=Card("some", 11, None)).fits  # (11 - 1) * 0.95 GiB usable
+    assert _estimate(num_gpus=2).peak_bytes == 12 * GIB
+    assert "batch_size" in _estimate().remedies(tiny_config())[0]
+
+
+def test_cards_are_known_by_name_and_by_what_a_driver_calls_them() -> None:
+    assert card_of("h100").bf16_tflops == 989
+    assert card_called("NVIDIA H100 80GB HBM3", 70).bf16_tflops == 989
+    assert card_called("NVIDIA H100 PCIe", 70).bf16_tflops == 756
+    assert card_called("NVIDIA GeForce RTX 4090", 20).bf16_tflops == 165.2
+    assert card_called("Something else", 20).bf16_tflops is None
+    with pytest.raises(ConfigError, match="rtx-4090"):
+        card_of("h900")
+
+
+def test_every_known_teacher_has_its_configuration() -> None:
+    for name in TEACHERS:
+        assert public_config(name)["unet"]["_class_name"] == "UNet2DConditionModel"
+    assert known_teacher("stabilityai/stable-diffusion-2-1") == "sd-2.1"
+    assert known_teacher("somewhere/else") is None
+
+
+TINY = ["preflight", "--preset", "shapes_tiny", "--no-sheet"]
+
+
+def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--gpu", "a100", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"] and said["is_estimate"]
+    assert said["peak_bytes"] >= sum(said["bytes_by_kind"].values()) > 10**7
+    assert said["flops_per_iteration"] > 10**8
+
+
+def test_the_command_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*TINY, "--stage", "autoencoder", "--gpu-memory-gib", "1.005"]
+    assert main(command) == 2
+    said = capsys.readouterr().out
+    assert "does not fit" in said and "autoencoder.optimizer.batch_size" in said
+
+
+def test_an_unknown_card_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--gpu", "h900"]) == 2
+    assert "--gpu h900" in capsys.readouterr().err
