@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +31,7 @@ def run_preflight(config: RunConfig, options: PreflightOptions) -> int:
     Raises:
         ConfigError: no such card.
     """
-    estimate = estimate_run(config, options, _card(options))
+    estimate = estimate_elsewhere(config, options, _card(options))
     if options.as_json:
         print(json.dumps(estimate.as_plain(config), indent=2))
     else:
@@ -49,10 +50,7 @@ def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device
         return
     num_free_bytes, _ = torch.cuda.mem_get_info(device)
     card = card_called(torch.cuda.get_device_name(device), num_free_bytes / GIB)
-    # A process of its own: what torch keeps of a world of fake tensors has no place in a training.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
-        asked = elsewhere.submit(estimate_run, config, PreflightOptions(stage=stage), card)
-        estimate = asked.result()
+    estimate = estimate_elsewhere(config, PreflightOptions(stage=stage), card)
     for line in lines(estimate, config):
         print(line, file=sys.stderr)
     if not estimate.fits:
@@ -61,6 +59,25 @@ def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device
             f"this training needs {estimate.peak_bytes / GIB:.1f} GiB and the card has "
             f"{card.usable_bytes / GIB:.1f} for it: {first}; --no-preflight starts it all the same"
         )
+
+
+def estimate_elsewhere(config: RunConfig, options: PreflightOptions, card: Card) -> Estimate:
+    """`estimate_run` in a process of its own.
+
+    The rehearsal of a student can leave the process damaged (seen with torch 2.13 as
+    a crash in what allocates next; the cause is not known), which no training should inherit.
+
+    Raises:
+        ConfigError: the config cannot be built, or the process ended without an answer.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
+        try:
+            return elsewhere.submit(estimate_run, config, options, card).result()
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                "preflight's rehearsal ended without an answer: try again, or start the training "
+                "with --no-preflight"
+            ) from error
 
 
 def estimate_run(config: RunConfig, options: PreflightOptions, card: Card) -> Estimate:
