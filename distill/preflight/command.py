@@ -64,8 +64,7 @@ def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device
 def estimate_elsewhere(config: RunConfig, options: PreflightOptions, card: Card) -> Estimate:
     """`estimate_run` in a process of its own.
 
-    The rehearsal of a student can leave the process damaged (seen with torch 2.13 as
-    a crash in what allocates next; the cause is not known), which no training should inherit.
+    A training, and the command's exit code, are kept apart from what torch is made to do there.
 
     Raises:
         ConfigError: the config cannot be built, or the process ended without an answer.

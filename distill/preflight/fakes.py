@@ -51,6 +51,7 @@ def without_numbers(*, as_card: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "from_numpy", _empty_like_array))
         stack.enter_context(patch.object(FakeTensor, "numpy", _zeros_like_tensor))
+        stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _copied))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_by_replacing))
         stack.enter_context(patch.object(ModelMixin, "from_pretrained", classmethod(_from_config)))
         stack.enter_context(
@@ -71,6 +72,17 @@ def any_number(tensor: torch.Tensor) -> bool | int | float:
     if tensor.dtype is torch.bool:
         return True
     return 1.0 if tensor.is_floating_point() else 0
+
+
+def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
+    """A deep copy; torch's own copies bytes that are not there, and breaks the heap."""
+    if id(tensor) not in memo:
+        with torch.no_grad():
+            copy: torch.Tensor = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+    made: torch.Tensor = memo[id(tensor)]
+    return made
 
 
 def _leave(what: Any, *_: Any, **__: Any) -> Any:
