@@ -74,6 +74,13 @@ def _conditioned(condition: str, words: str, paper: Paper) -> Row:
     return Row(f"condition_{condition}", "condition", f"heads told {words}", assignments, paper)
 
 
+def _stepped(num_steps: int, paper: Paper) -> Row:
+    assignments = (f"student.teacher_steps={num_steps}",)
+    return Row(
+        f"teacher_steps_{num_steps}", "target", f"target in {num_steps} steps", assignments, paper
+    )
+
+
 _ALONE = (f"{_TERMS}adversarial=0", f"{_TERMS}distill=0", f"{_TERMS}reconstruct=1")
 
 ROWS: tuple[Row, ...] = (
@@ -97,7 +104,7 @@ ROWS: tuple[Row, ...] = (
         "regression_teacher",
         "baselines",
         "regression on the teacher's pictures",
-        ("student.method=regression",),
+        ("student.method=regression", "student.teacher_steps=25"),
     ),
     Row(
         "init_random",
@@ -115,6 +122,8 @@ ROWS: tuple[Row, ...] = (
     _weighted("none", "equal", None),
     _weighted("sds", "SDS", Paper(22.3, 0.325)),
     _weighted("nfsd", "NFSD", Paper(21.8, 0.327)),
+    _stepped(2, Paper(20.8, 0.321)),
+    _stepped(4, Paper(20.3, 0.317)),
     Row("ladd", "methods", "LADD", ("student.method=ladd",)),
     Row("dmd2", "methods", "DMD2", ("student.method=dmd2",)),
     Row("share_quarter", "balance", "adversary a quarter as strong"),

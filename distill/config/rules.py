@@ -51,6 +51,12 @@ def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
         student.adversarial_share is not None and student.adversarial_share <= 0,
         "student.adversarial_share must be above 0, or null for fixed weights",
     )
+    yield student.teacher_steps < 1, "student.teacher_steps must be at least 1"
+    yield (
+        student.teacher_steps > 1 and student.distill_weight == "nfsd",
+        'student.teacher_steps above 1 has no meaning with student.distill_weight="nfsd", whose '
+        "target is one step's residual: choose another weight",
+    )
     for name in ("autoencoder", "teacher", "student"):
         optimizer: OptimizerConfig = getattr(run, name).optimizer
         yield optimizer.batch_size < 1, f"{name}.optimizer.batch_size must be at least 1"

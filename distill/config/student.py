@@ -8,7 +8,7 @@ from typing import Literal
 from distill.config.sections import OptimizerConfig
 
 DistillWeight = Literal["exponential", "sds", "nfsd", "none"]
-MethodName = Literal["add"]
+MethodName = Literal["add", "regression"]
 FeatureSource = Literal["vision", "teacher", "random"]
 
 
@@ -75,6 +75,7 @@ class StudentConfig:
         lambda_distill: weight of the distillation loss.
         teacher_timesteps: range of t drawn for the teacher's target.
         teacher_guidance: classifier-free guidance scale of the teacher's target.
+        teacher_steps: in how many steps the teacher makes it (arXiv:2311.17042, table 1f).
         adversarial_share: hold the adversarial loss's gradient on the student's picture at this
             share of the other losses' together, whatever its own size, instead of a fixed weight
             (the paper's, None). Source: arXiv:2012.09841, eq. 7.
@@ -99,6 +100,7 @@ class StudentConfig:
     lambda_reconstruct: float = 0.0
     teacher_timesteps: tuple[int, int] = (20, 980)
     teacher_guidance: float = 1.0
+    teacher_steps: int = 1
     ema_decay: float = 0.999
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(

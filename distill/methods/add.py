@@ -14,7 +14,8 @@ from distill.draws import Draws
 from distill.methods.adversary import Adversary
 from distill.methods.base import Fake, Frozen, Metrics, Sample
 from distill.methods.losses import distillation, distillation_weight, noise_free_residual
-from distill.networks.conditioning import Conditioning, guided, predict
+from distill.methods.teaching import taught
+from distill.networks.conditioning import Conditioning, predict
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 
@@ -90,19 +91,18 @@ class AdversarialDiffusionDistillation:
         noise_BChw: torch.Tensor,
         timestep_B: torch.Tensor,
     ) -> torch.Tensor:
-        """The teacher's x0 for the student's, noised again: one step."""
+        """The teacher's x0 for the student's, noised again."""
         config, frozen, diffusion = self._config, self._frozen, self._frozen.diffusion
         noisy_BChw = diffusion.add_noise(fake_BChw, noise_BChw, timestep_B)
         if config.distill_weight != "nfsd":
-            prediction_BChw = guided(
-                frozen.teacher,
+            return taught(
+                frozen,
+                sample,
                 noisy_BChw,
                 timestep_B,
-                sample.conditioning,
-                empty=sample.empty,
                 guidance=config.teacher_guidance,
+                num_steps=config.teacher_steps,
             )
-            return diffusion.denoised(prediction_BChw, noisy_BChw, timestep_B)
         assert frozen.negative is not None
         asked = [sample.conditioning, sample.empty, frozen.negative.expand(len(sample))]
         repeated, timesteps = noisy_BChw.repeat(3, 1, 1, 1), timestep_B.repeat(3)

@@ -8,6 +8,7 @@ from distill.config import StudentConfig
 from distill.methods.add import AdversarialDiffusionDistillation
 from distill.methods.adversary import Adversary, Condition
 from distill.methods.base import Frozen, Method
+from distill.methods.regression import Regression
 from distill.networks.features import build_embedder, build_features
 
 
@@ -32,7 +33,10 @@ def _add(config: StudentConfig, frozen: Frozen) -> Method:
     return AdversarialDiffusionDistillation(config, frozen, build_adversary(config, frozen))
 
 
-METHODS: dict[str, Callable[[StudentConfig, Frozen], Method]] = {"add": _add}
+METHODS: dict[str, Callable[[StudentConfig, Frozen], Method]] = {
+    "add": _add,
+    "regression": Regression,
+}
 
 
 def build_method(config: StudentConfig, frozen: Frozen) -> Method:
