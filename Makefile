@@ -4,6 +4,8 @@
 # VENV     where the environment lies; .venv-base is the test's own
 # PORT     where `make run` listens
 # MODEL    the bundle to serve, measure or compile
+# DATA     captioned pictures, for `make ablation`
+# JUDGE    weights of the network that judges them (SqueezeNet, .npz)
 # ARGS     passed on to the command                                   make test ARGS="-k noise"
 
 PYTHON ?= python3
@@ -21,7 +23,7 @@ SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/de
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench distill export engines clean
+.PHONY: help run test check format lint types imports bench distill ablation export engines clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -54,6 +56,10 @@ bench: $(VENV)/.base  ## Measure engine and service under load and print the tab
 
 distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --out runs/NAME".
 	$(BIN)/onestep-distill train $(ARGS)
+
+ablation: $(VENV)/.dev  ## Train and judge every row of docs/ablation.md; DATA=SET.parquet JUDGE=NET.npz.
+	$(BIN)/onestep-distill ablation --preset ablation_cpu --data $(DATA) --features $(JUDGE) \
+	  --guidance-sweep 1,1.5,2,3 --resume $(ARGS)
 
 export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/export --out models/NAME".
 	$(BIN)/onestep-engines export $(ARGS)
