@@ -58,6 +58,8 @@ distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --out runs/NAME".
 	$(BIN)/onestep-distill train $(ARGS)
 
 ablation: $(VENV)/.dev  ## Train and judge every row of docs/ablation.md; DATA=SET.parquet JUDGE=NET.npz.
+	@test -n "$(DATA)" -a -n "$(JUDGE)" || { echo 'Name the pictures and the network that judges:' \
+	  'make ablation DATA=SET.parquet JUDGE=squeezenet.npz' >&2; exit 2; }
 	$(BIN)/onestep-distill ablation --preset ablation_cpu --data $(DATA) --features $(JUDGE) \
 	  --guidance-sweep 1,1.5,2,3 --resume $(ARGS)
 
