@@ -20,6 +20,7 @@ from distill.dataset import to_uint8
 from distill.draws import Draws
 from distill.grid import grid_image
 from distill.methods.base import Frozen, Sample
+from distill.methods.dmd2 import FAKE_SCORE
 from distill.methods.registry import build_method
 from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning, predict
@@ -124,21 +125,28 @@ class StudentTrainer:
         others = None
         if len(modules):
             others = torch.optim.AdamW(
-                modules.parameters(),
-                lr=self.config.discriminator.lr,
+                [{"params": m.parameters(), "lr": self._lr_of(k)} for k, m in modules.items()],
                 betas=betas,
                 weight_decay=0.0,
                 fused=True,
             )
         return Trained(self.student, modules, student, others)
 
+    def _lr_of(self, name: str) -> float:
+        """Of one of the method's modules; only the heads are slowed down when they win."""
+        if name == FAKE_SCORE:
+            lr = self.config.fake_score_lr
+            return self.optimizer.lr if lr is None else lr
+        return self.config.discriminator.lr * self.lr_d_scale
+
     def iterate(self, lr_scale: float) -> Mapping[str, float]:
         """Every phase on one batch."""
         for group in self._trained.student_optimizer.param_groups:
             group["lr"] = self.optimizer.lr * lr_scale
         if self._trained.modules_optimizer is not None:
-            for group in self._trained.modules_optimizer.param_groups:
-                group["lr"] = self.config.discriminator.lr * self.lr_d_scale
+            groups = self._trained.modules_optimizer.param_groups
+            for name, group in zip(self.method.modules, groups, strict=True):
+                group["lr"] = self._lr_of(name)
         steps = self.method.critic_steps if len(self.method.modules) else 1
         batches = []
         for k in range(steps):

@@ -82,6 +82,12 @@ def _stepped(num_steps: int, paper: Paper) -> Row:
 
 
 _ALONE = (f"{_TERMS}adversarial=0", f"{_TERMS}distill=0", f"{_TERMS}reconstruct=1")
+_LADD = (
+    "student.method=ladd",
+    f"{_TERMS}distill=0",
+    "student.adversarial_share=null",
+    f"{_DISC}condition=text",
+)
 
 ROWS: tuple[Row, ...] = (
     Row(FULL, "full", "ADD, full", (), Paper(20.6, 0.319), (1, 2, 4)),
@@ -124,8 +130,8 @@ ROWS: tuple[Row, ...] = (
     _weighted("nfsd", "NFSD", Paper(21.8, 0.327)),
     _stepped(2, Paper(20.8, 0.321)),
     _stepped(4, Paper(20.3, 0.317)),
-    Row("ladd", "methods", "LADD", ("student.method=ladd",)),
-    Row("dmd2", "methods", "DMD2", ("student.method=dmd2",)),
+    Row("ladd", "methods", "LADD", _LADD),
+    Row("dmd2", "methods", "DMD2", ("student.method=dmd2", "student.distill_weight=none")),
     Row("share_quarter", "balance", "adversary a quarter as strong"),
     Row("share_fourfold", "balance", "adversary four times as strong"),
     Row("fixed_weights", "balance", "1 : 2.5, not held", ("student.adversarial_share=null",)),

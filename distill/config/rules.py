@@ -2,13 +2,77 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from distill.config.sections import OptimizerConfig
+from distill.config.student import StudentConfig
 
 if TYPE_CHECKING:
     from distill.config.run import RunConfig
+
+# Fields that a method leaves out, and the value that says so: else a setting would be ignored in
+# silence, and the saved config.json would tell of a loss that was never computed.
+_PLAIN = StudentConfig()
+_LEVELS = {"discriminator.noise_location": 1.0, "discriminator.noise_scale": 1.0}
+_TARGET = {
+    name: getattr(_PLAIN, name)
+    for name in ("distill_weight", "teacher_guidance", "teacher_timesteps", "teacher_steps")
+}
+_LEFT_OUT: dict[str, dict[str, object]] = {
+    "add": {"fake_score_lr": None, **_LEVELS},
+    "regression": {"fake_score_lr": None, "critic_steps": None, **_LEVELS},
+    "ladd": {
+        "lambda_distill": 0.0,
+        "lambda_reconstruct": 0.0,
+        "adversarial_share": None,
+        "fake_score_lr": None,
+        **_TARGET,
+    },
+    "dmd2": {
+        "distill_space": "latent",
+        "distill_weight": "none",
+        "lambda_reconstruct": 0.0,
+        "teacher_steps": 1,
+        **_LEVELS,
+    },
+}
+
+
+def method_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
+    student, method = run.student, run.student.method
+    wrong = []
+    for field, value in _LEFT_OUT[method].items():
+        section, _, name = field.rpartition(".")
+        if getattr(student.discriminator if section else student, name) != value:
+            wrong.append(f"student.{field}={json.dumps(value)}")
+    yield (
+        bool(wrong),
+        f'student.method="{method}" has no part for what was set: set {", ".join(wrong)}',
+    )
+    yield (
+        method == "ladd" and student.discriminator.features == "vision",
+        'student.method="ladd" judges latents: set student.discriminator.features="teacher"',
+    )
+    yield (
+        method == "ladd" and student.lambda_adversarial == 0,
+        'student.method="ladd" has one loss: set student.lambda_adversarial above 0',
+    )
+    yield (
+        method in ("dmd2", "regression") and student.lambda_distill == 0,
+        f'student.method="{method}" is nothing without its loss: set student.lambda_distill '
+        "above 0",
+    )
+    yield (
+        student.critic_steps is not None and student.critic_steps < 1,
+        "student.critic_steps must be at least 1, or null for the method's own",
+    )
+    for name, number in (
+        ("fake_score_lr", student.fake_score_lr),
+        ("discriminator.noise_scale", student.discriminator.noise_scale),
+    ):
+        yield number is not None and number <= 0, f"student.{name} must be above 0"
 
 
 def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:

@@ -8,7 +8,7 @@ from typing import Literal
 from distill.config.sections import OptimizerConfig
 
 DistillWeight = Literal["exponential", "sds", "nfsd", "none"]
-MethodName = Literal["add", "regression"]
+MethodName = Literal["add", "regression", "ladd", "dmd2"]
 FeatureSource = Literal["vision", "teacher", "random"]
 
 
@@ -26,6 +26,10 @@ class DiscriminatorConfig:
         input_size_px: side of the picture that the vision models are given; rounded down to
             whole patches. Not in the paper.
         noise_timesteps: range of timesteps drawn for the teacher's features.
+        noise_location: with "ladd", places in that range are the sigmoid of a Gaussian with this
+            mean, so that a higher one draws noisier timesteps (arXiv:2403.12015, section 4.1,
+            which draws from the whole range); the other methods draw evenly.
+        noise_scale: that Gaussian's standard deviation.
         condition: what the heads are told: the prompt's vector, the real picture's, or both
             (arXiv:2311.17042, table 1b).
         image_model: the vision model whose class token describes the real picture; None takes
@@ -43,6 +47,8 @@ class DiscriminatorConfig:
     hooks: tuple[int, ...] = (2, 5, 8, 11)
     input_size_px: int = 518
     noise_timesteps: tuple[int, int] = (20, 800)
+    noise_location: float = 1.0
+    noise_scale: float = 1.0
     condition: Literal["none", "text", "image", "both"] = "both"
     image_model: str | None = "facebook/dinov2-large"
     drop_image_at_noise: float = 1.0
@@ -82,6 +88,10 @@ class StudentConfig:
         lambda_reconstruct: weight of a plain regression on the real latents, not in the paper
             (0 there). On a small set, where most captions have one right answer, it holds the
             student to it.
+        critic_steps: updates of what is trained beside the student per update of the student;
+            None takes the method's own: 5 for "dmd2" (arXiv:2405.14867, section 4.2), else 1.
+        fake_score_lr: of the second network of "dmd2"; None takes the student's, as the authors'
+            code does, without its warm-up and decay.
     """
 
     method: MethodName = "add"
@@ -101,6 +111,8 @@ class StudentConfig:
     teacher_timesteps: tuple[int, int] = (20, 980)
     teacher_guidance: float = 1.0
     teacher_steps: int = 1
+    critic_steps: int | None = None
+    fake_score_lr: float | None = None
     ema_decay: float = 0.999
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(

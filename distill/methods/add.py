@@ -11,7 +11,7 @@ from torch import nn
 
 from distill.config import StudentConfig
 from distill.draws import Draws
-from distill.methods.adversary import Adversary
+from distill.methods.adversary import Adversary, held
 from distill.methods.base import Fake, Frozen, Metrics, Sample
 from distill.methods.losses import distillation, distillation_weight, noise_free_residual
 from distill.methods.teaching import taught
@@ -23,13 +23,12 @@ from distill.networks.conditioning import Conditioning, predict
 class AdversarialDiffusionDistillation:
     """L = lambda_adversarial * L_adv + lambda_distill * L_distill (eq. 1)."""
 
-    critic_steps = 1
-
     def __init__(self, config: StudentConfig, frozen: Frozen, adversary: Adversary | None) -> None:
         """Join the losses; without an adversary only the teacher speaks."""
         self._config = config
         self._frozen = frozen
         self._adversary = adversary
+        self.critic_steps = config.critic_steps or 1
         heads = {} if adversary is None else {"heads": adversary.heads}
         self.modules = nn.ModuleDict(heads)
         in_pixels = adversary is None or adversary.features.space == "pixel"
@@ -55,17 +54,8 @@ class AdversarialDiffusionDistillation:
         return losses
 
     def combine(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One gradient on the picture; the adversary's may be held at a share of the others'.
-
-        Held picture by picture, so that the result does not depend on how a batch is split.
-        """
-        share = self._config.adversarial_share
-        if share is not None and "adversarial" in gradients and len(gradients) > 1:
-            pull = torch.stack([g for k, g in gradients.items() if k != "adversarial"]).sum(0)
-            push = gradients["adversarial"]
-            scale_B = share * _norms(pull) / _norms(push).clamp_min(1e-12)
-            gradients = gradients | {"adversarial": push * scale_B.view(-1, 1, 1, 1)}
-        return torch.stack(list(gradients.values())).sum(0)
+        """One gradient on the picture; the adversary's may be held at a share of the others'."""
+        return held(gradients, self._config.adversarial_share)
 
     def _distillation(self, sample: Sample, fake: Fake, draws: Draws) -> torch.Tensor:
         """Distance to what the teacher sees in the student's picture, noised again (eq. 4)."""
@@ -124,8 +114,3 @@ class AdversarialDiffusionDistillation:
             gap = fake.latents_BChw - sample.latents_BChw
         loss: torch.Tensor = gap.pow(2).mean()
         return loss
-
-
-def _norms(gradient_BCxx: torch.Tensor) -> torch.Tensor:
-    norms_B: torch.Tensor = gradient_BCxx.flatten(1).norm(dim=1)
-    return norms_B

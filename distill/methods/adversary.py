@@ -6,7 +6,7 @@ and picture beside them. Source: arXiv:2311.17042, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from distill.methods.base import Fake, Frozen, Metrics, Sample
 from distill.methods.losses import hinge_discriminator, hinge_generator, r1_penalty
 from distill.networks.discriminator import Discriminator
 from distill.networks.features import Features, ImageEmbedder, Look
+from distill.networks.levels import LEVEL_WIDTH, Levels
 from distill.training.device import full_precision
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w cells, D width of the condition.
@@ -25,15 +26,23 @@ from distill.training.device import full_precision
 
 @dataclass(frozen=True)
 class Condition:
-    """Which vectors the heads are given; both widths are 0 where one is left out."""
+    """Which vectors the heads are given; a width is 0 where one is left out.
+
+    Attributes:
+        text_width: of the pooled prompt.
+        image: describes the real picture.
+        levels: of the features' noise, where the heads are told it (arXiv:2403.12015, section 3).
+    """
 
     text_width: int
     image: ImageEmbedder | None
+    levels: Levels | None = None
 
     @property
     def width(self) -> int:
         """Of the vectors together; at least 1, so that a head without condition has a bias."""
-        return max(1, self.text_width + (self.image.width if self.image else 0))
+        image_width = self.image.width if self.image else 0
+        return max(1, self.text_width + image_width + (LEVEL_WIDTH if self.levels else 0))
 
 
 class Adversary:
@@ -65,7 +74,7 @@ class Adversary:
         self._last_timestep = last_timestep
 
     def condition(self, sample: Sample, fake: Fake, draws: Draws) -> torch.Tensor:
-        """condition_BD: the pooled text and the real picture's embedding.
+        """condition_BD: the pooled text, the real picture's embedding and the noise level.
 
         A student that started from pure noise knows nothing of the real picture: there its
         embedding is dropped, or the heads would tell the two apart by the mismatch alone.
@@ -80,6 +89,8 @@ class Adversary:
             chance = self.config.drop_image_at_noise
             is_dropped = is_noise & (draws.uniform("drop_image") < chance)
             parts.append(torch.where(is_dropped[:, None], 0.0, image_BD))
+        if self._condition.levels is not None:
+            parts.append(self._condition.levels.embedded(draws))
         if not parts:
             return torch.zeros(len(sample), 1, device=fake.latents_BChw.device)
         return torch.cat(parts, dim=1)
@@ -123,6 +134,28 @@ class Adversary:
         if self.features.space == "latent":
             return Look(latents_BChw=sample.latents_BChw)
         return Look(images_BCHW=sample.real_images(self._frozen.codec))
+
+
+def held(gradients: Mapping[str, torch.Tensor], share: float | None) -> torch.Tensor:
+    """The sum of gradients, the adversary's held at a share of the others' together.
+
+    Held picture by picture, so that the result does not depend on how a batch is split.
+
+    Args:
+        gradients: on the pictures by loss, each (B, C, ...).
+        share: length of the adversary's in those of the others; None takes it as it is.
+    """
+    if share is not None and "adversarial" in gradients and len(gradients) > 1:
+        pull = torch.stack([g for k, g in gradients.items() if k != "adversarial"]).sum(0)
+        push = gradients["adversarial"]
+        scale_B = share * _norms(pull) / _norms(push).clamp_min(1e-12)
+        gradients = {**gradients, "adversarial": push * scale_B.view(-1, 1, 1, 1)}
+    return torch.stack(list(gradients.values())).sum(0)
+
+
+def _norms(gradient_BCxx: torch.Tensor) -> torch.Tensor:
+    norms_B: torch.Tensor = gradient_BCxx.flatten(1).norm(dim=1)
+    return norms_B
 
 
 def accuracy(real_logits: Sequence[torch.Tensor], fake_logits: Sequence[torch.Tensor]) -> float:

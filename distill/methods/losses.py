@@ -1,6 +1,6 @@
-"""The losses of Adversarial Diffusion Distillation, as functions of tensors.
+"""The losses of the methods, as functions of tensors.
 
-Source: arXiv:2311.17042, section 3. Knows no network.
+Source: arXiv:2311.17042, section 3, where nothing else is said. Knows no network.
 """
 
 from __future__ import annotations
@@ -100,3 +100,32 @@ def noise_free_residual(
     is_near = (timestep_B < 200).view(-1, 1, 1, 1)
     towards_real = torch.where(is_near, eps_empty, eps_empty - eps_negative)
     return towards_real + scale * (eps_cond - eps_empty)
+
+
+def matching_direction(
+    made_BChw: torch.Tensor, fake_BChw: torch.Tensor, real_BChw: torch.Tensor
+) -> torch.Tensor:
+    """Where the student's pictures are more likely than the teacher's, picture by picture.
+
+    The difference of two scores, written as that of two x0 for one noisy latent, over the mean
+    distance between the picture and the teacher's x0, which evens out the noise levels.
+    Source: arXiv:2311.18828, eq. 7 and 8, which arXiv:2405.14867 keeps.
+
+    Args:
+        made_BChw: the student's latents.
+        fake_BChw: x0 of the network that follows the student's pictures.
+        real_BChw: x0 of the teacher.
+    """
+    size_B = (made_BChw - real_BChw).abs().flatten(1).mean(1).clamp_min(1e-12)
+    return (fake_BChw - real_BChw) / size_B.view(-1, 1, 1, 1)
+
+
+def distribution_matching(made_BChw: torch.Tensor, direction_BChw: torch.Tensor) -> torch.Tensor:
+    """A loss whose gradient on the latents is the direction over their number of entries.
+
+    Its value is half the direction's mean square: how far the two scores are apart, not how far
+    the training has come. Source: arXiv:2311.18828, algorithm 2.
+    """
+    aim_BChw = (made_BChw - direction_BChw).detach()
+    loss: torch.Tensor = 0.5 * (made_BChw - aim_BChw).pow(2).mean()
+    return loss

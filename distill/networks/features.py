@@ -24,6 +24,7 @@ from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning
 from distill.networks.diffaug import augmented
 from distill.networks.diffusion import Diffusion
+from distill.networks.levels import Levels
 from distill.networks.unet import to_device
 
 # Shape suffixes: B batch, C channel, h/w cells, L tokens, D width, N patches.
@@ -118,13 +119,11 @@ class TeacherFeatures:
 
     space: Literal["latent", "pixel"] = "latent"
 
-    def __init__(
-        self, unet: UNet2DConditionModel, diffusion: Diffusion, timesteps: tuple[int, int]
-    ) -> None:
-        """Use a frozen UNet at timesteps drawn from a range, both ends included."""
+    def __init__(self, unet: UNet2DConditionModel, diffusion: Diffusion, levels: Levels) -> None:
+        """Use a frozen UNet at drawn timesteps."""
         self._unet = unet
         self._diffusion = diffusion
-        self._timesteps = timesteps
+        self._levels = levels
         widths = tuple(unet.config.block_out_channels)
         self.channels = (*widths, widths[-1])
 
@@ -134,7 +133,7 @@ class TeacherFeatures:
         """Noise the latents, then run the first half of the UNet; the level is shared by all."""
         latents_BChw = look.latents_BChw
         assert latents_BChw is not None
-        timestep_B = draws.integers("feature_timestep", *self._timesteps)
+        timestep_B = self._levels.draw(draws)
         noise_BChw = draws.normal(f"feature_noise_{name}", latents_BChw.shape[1:])
         noisy_BChw = self._diffusion.add_noise(latents_BChw, noise_BChw, timestep_B)
         return unet_encoder(self._unet, noisy_BChw, timestep_B, conditioning)
@@ -263,13 +262,15 @@ def build_features(
     teacher: UNet2DConditionModel,
     diffusion: Diffusion,
     device: torch.device,
+    levels: Levels | None = None,
 ) -> Features:
-    """Return the source that the config names."""
+    """Return the source that the config names; without levels, they are drawn evenly."""
+    levels = levels or Levels(*config.noise_timesteps)
     if config.features == "teacher":
-        return TeacherFeatures(teacher, diffusion, config.noise_timesteps)
+        return TeacherFeatures(teacher, diffusion, levels)
     if config.features == "random":
         untrained = to_device(UNet2DConditionModel.from_config(teacher.config), device)
-        return TeacherFeatures(freeze(untrained), diffusion, config.noise_timesteps)
+        return TeacherFeatures(freeze(untrained), diffusion, levels)
     return VisionFeatures(config, device)
 
 

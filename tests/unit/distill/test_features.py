@@ -28,6 +28,7 @@ from distill.networks.features import (
     build_features,
     freeze,
 )
+from distill.networks.levels import Levels
 
 NUM_LAYERS = 3
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def _config(folder: Path, hooks: tuple[int, ...] = (0, 2)) -> DiscriminatorConfi
     )
 
 
-RANGE = (100, 800)
+RANGE = Levels(100, 800)
 
 
 def test_the_teachers_maps_have_the_promised_channels() -> None:
@@ -87,7 +88,7 @@ def test_the_teachers_last_map_is_what_its_up_blocks_get() -> None:
     features = TeacherFeatures(unet, diffusion, RANGE)
     maps = features(Look(latents_BChw=sample.latents_BChw), sample.conditioning, draws)
     caught.clear()
-    timestep_B = draws.integers("feature_timestep", *RANGE)
+    timestep_B = RANGE.draw(draws)
     noise = draws.normal("feature_noise_fake", (4, 8, 8))
     noisy = diffusion.add_noise(sample.latents_BChw, noise, timestep_B)
     unet(noisy, timestep_B, sample.conditioning.text_embeds_BLD)
@@ -106,7 +107,7 @@ def test_real_and_fake_share_the_level_and_not_the_noise() -> None:
     )
     torch.testing.assert_close(first, again)
     assert (first - real).abs().max() > 1e-3
-    at_one = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion(), (0, 0))
+    at_one = TeacherFeatures(freeze(tiny_unet()), tiny_diffusion(), Levels(0, 0))
     # At the lowest level there is next to no noise, so the two must come together.
     near = [at_one(look, sample.conditioning, tiny_draws(), name)[0] for name in ("fake", "real")]
     assert (near[0] - near[1]).abs().max() < 0.5 * (first - real).abs().max()
