@@ -5,6 +5,9 @@ Owns what several tests of the distillation build. Nothing here is trained.
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +25,8 @@ from distill.networks.encoders import TextEncoder
 from distill.networks.features import freeze
 from distill.networks.unet import build_unet
 from distill.presets import shapes_tiny
+from distill.student import StudentTrainer
+from distill.teacher import CaptionedLatents
 from distill.teachers.base import Teacher
 
 
@@ -90,6 +95,31 @@ def tiny_sample(num: int = 2) -> Sample:
     """Latents and conditioning of a batch, drawn at random."""
     latents_BChw = tiny_draws(num).normal("latents", (4, 8, 8))
     return Sample(latents_BChw, tiny_conditioning(num), tiny_conditioning(num, "empty"))
+
+
+def tiny_trainer(*assignments: str) -> StudentTrainer:
+    """A distillation of eight drawn shapes from an untrained teacher."""
+    teacher = tiny_teacher()
+    samples = CaptionedLatents(teacher.codec, teacher.text, tiny_pictures())
+    samples.embed_captions(teacher.text)
+    torch.manual_seed(0)
+    return StudentTrainer(tiny_config(*assignments), teacher, samples, ["a red circle"])
+
+
+def resumed(*assignments: str, num_before: int = 2, num_after: int = 2) -> tuple[Any, Any]:
+    """The states of a training taken straight through and of one stopped and continued."""
+    straight, stopped = tiny_trainer(*assignments), tiny_trainer(*assignments)
+    for _ in range(num_before + num_after):
+        straight.iterate(1.0)
+    for _ in range(num_before):
+        stopped.iterate(1.0)
+    kept = io.BytesIO()
+    torch.save(stopped.state_dict(), kept)
+    continued = tiny_trainer(*assignments)
+    continued.load_state_dict(torch.load(io.BytesIO(kept.getvalue()), weights_only=True))
+    for _ in range(num_after):
+        continued.iterate(1.0)
+    return straight.state_dict(), continued.state_dict()
 
 
 def squeezenet_arrays() -> dict[str, NDArray[np.float32]]:

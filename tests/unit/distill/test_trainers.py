@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from distill_fixtures import tiny_codec, tiny_config, tiny_pictures, tiny_teacher
+from distill_fixtures import tiny_codec, tiny_config, tiny_pictures, tiny_trainer
 
 from distill.autoencoder import AutoencoderTrainer
-from distill.student import StudentTrainer
-from distill.teacher import CaptionedLatents, TeacherTrainer
+from distill.teacher import TeacherTrainer
 from distill.training.trainer import Adversarial, Scored, Trainer, Varied
 
 
@@ -22,14 +21,6 @@ def _autoencoder() -> AutoencoderTrainer:
 
 def _teacher() -> TeacherTrainer:
     return TeacherTrainer(tiny_config(), tiny_codec(), tiny_pictures())
-
-
-def _student(*settings: str) -> StudentTrainer:
-    teacher = tiny_teacher()
-    samples = CaptionedLatents(teacher.codec, teacher.text, tiny_pictures())
-    samples.embed_captions(teacher.text)
-    torch.manual_seed(0)
-    return StudentTrainer(tiny_config(*settings), teacher, samples, ["a red circle"])
 
 
 def _broken(trainer: Any) -> Any:
@@ -51,7 +42,7 @@ def _tensors(state: Any) -> list[torch.Tensor]:
     return []
 
 
-@pytest.mark.parametrize("build", [_autoencoder, _teacher, _student])
+@pytest.mark.parametrize("build", [_autoencoder, _teacher, tiny_trainer])
 def test_a_broken_batch_is_skipped_and_leaves_every_weight(build: Any) -> None:
     trainer: Trainer = build()
     assert not trainer.iterate(1.0)["skipped"]
@@ -65,7 +56,7 @@ def test_a_broken_batch_is_skipped_and_leaves_every_weight(build: Any) -> None:
 
 
 def test_the_adversary_can_be_slowed_down() -> None:
-    trainer = _student("student.discriminator.lr=0.1")
+    trainer = tiny_trainer("student.discriminator.lr=0.1")
     assert isinstance(trainer, Adversarial)
     trainer.lr_d_scale = 0.25
     trainer.iterate(0.5)
@@ -75,7 +66,7 @@ def test_the_adversary_can_be_slowed_down() -> None:
 
 
 def test_the_student_is_scored_and_varied_without_a_trace() -> None:
-    trainer = _student()
+    trainer = tiny_trainer()
     assert isinstance(trainer, Scored)
     assert isinstance(trainer, Varied)
     trainer.iterate(1.0)
