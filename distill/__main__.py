@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
             kinds = ("float16", "bfloat16", "float32")
             command.add_argument("--dtype", choices=kinds, default="float16", help="on disk")
             command.add_argument("--rows-per-shard", type=int, default=512, help="of one file")
+            text = "have the teacher draw a picture for every caption, in this many steps"
+            command.add_argument("--synthetic-steps", type=int, default=None, help=text)
+            command.add_argument(
+                "--synthetic-guidance", type=float, default=None, help="of that drawing (1)"
+            )
+            command.add_argument(
+                "--synthetic-solver", choices=("ddim", "dpm++"), default=None, help="dpm++"
+            )
         if name == "evaluate":
             add_evaluate_options(command)
         if name == "preflight":

@@ -10,7 +10,7 @@ from pathlib import Path
 from distill.ablation.command import run_ablation
 from distill.ablation.options import AblationOptions
 from distill.autoencoder import AutoencoderTrainer
-from distill.config import RunConfig
+from distill.config import ConfigError, RunConfig
 from distill.dataset import (
     Pictures,
     filter_pictures,
@@ -25,6 +25,7 @@ from distill.networks.codec import Codec
 from distill.preflight.command import refuse_what_cannot_fit, run_preflight
 from distill.preflight.options import PreflightOptions, Stage
 from distill.samples.sets import describe, open_samples, precompute_set
+from distill.samples.synthetic import Drawing
 from distill.student import StudentTrainer
 from distill.teacher import TeacherTrainer
 from distill.teachers.load import load_teacher, settled
@@ -122,8 +123,26 @@ def _data(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
 
 def _precompute(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     teacher = load_teacher(config, run_folder, pick_device(config.device))
-    print(precompute_set(config, run_folder, teacher, args.dtype, args.rows_per_shard))
+    drawing = _drawing(config, args)
+    print(precompute_set(config, run_folder, teacher, args.dtype, args.rows_per_shard, drawing))
     return 0
+
+
+def _drawing(config: RunConfig, args: argparse.Namespace) -> Drawing | None:
+    steps, guidance, solver = (
+        args.synthetic_steps,
+        args.synthetic_guidance,
+        args.synthetic_solver,
+    )
+    if steps is None:
+        if guidance is not None or solver is not None:
+            raise ConfigError(
+                "--synthetic-guidance and --synthetic-solver need --synthetic-steps: without it "
+                "the set's own pictures are encoded"
+            )
+        return None
+    scale = 1.0 if guidance is None else guidance
+    return Drawing(steps, scale, solver or "dpm++", config.seed, config.bf16)
 
 
 def _preflight(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 from tqdm import tqdm
 
 from distill.config import ConfigError
 from distill.dataset import Row, Source, to_model_range
 from distill.networks.conditioning import Conditioning
+from distill.samples.fingerprints import fingerprints, first_difference
+from distill.samples.synthetic import Drawing
 from distill.teachers.base import Teacher
 from distill.training.checkpoint import CheckpointError
 
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 INDEX_FILE, EMPTY_FILE = "index.json", "empty.safetensors"
 _ENCODE_ROWS = 32
-_PROBE = "A red fox, 3 stars & a café; 64 px (éà)"
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,10 @@ class Index:
     """What a folder of shards holds.
 
     Attributes:
-        made_of: fingerprints of source, autoencoder and text encoder.
+        made_of: fingerprints of source, autoencoder and text encoder; and of the drawing, where
+            the teacher drew the pictures.
         num_rows: of the source, readable or not.
-        rows_per_shard: of all shards but the last.
+        rows_per_shard: rows of the source in all shards but the last.
         dtype: of the tensors on disk.
         is_weighted: rows are drawn by their weights instead of once per epoch.
     """
@@ -92,7 +92,13 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def precompute(
-    source: Source, teacher: Teacher, folder: Path, *, dtype: str, rows_per_shard: int
+    source: Source,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    dtype: str,
+    rows_per_shard: int,
+    drawing: Drawing | None = None,
 ) -> int:
     """Encode what is not yet encoded.
 
@@ -102,6 +108,7 @@ def precompute(
         folder: where the shards go.
         dtype: of the tensors on disk, "float16", "bfloat16" or "float32".
         rows_per_shard: rows of one file.
+        drawing: how the teacher draws a picture for every caption; None encodes the source's.
 
     Returns:
         Number of shards that this call wrote.
@@ -111,11 +118,14 @@ def precompute(
         CheckpointError: the disk is full; the shards before stay.
     """
     made_of = fingerprints(source, teacher)
+    if drawing is not None:
+        made_of["drawing by the teacher"] = drawing.fingerprint(teacher)
     index = Index(made_of, len(source), rows_per_shard, dtype, source.weights_N is not None)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX_FILE).exists():
         before = Index.load(folder)
         other = first_difference(before.made_of, made_of)
+        other = other or first_difference(made_of, before.made_of)
         if other is None and before != index:
             other = "dtype or number of rows per shard"
         if other:
@@ -127,7 +137,7 @@ def precompute(
             empty = teacher.text.encode(teacher.text.tokens([""]))
         _write(folder / EMPTY_FILE, _on_disk(empty, index.dtype), {})
         for number in tqdm(missing, desc="precompute"):
-            _write_shard(source, teacher, index, shard_path(folder, number), number)
+            _write_shard(source, teacher, index, folder, number, drawing)
             if number == missing[0]:
                 _refuse_too_much(folder, shard_path(folder, number), len(missing) - 1)
     except (OSError, SafetensorError) as error:
@@ -138,7 +148,14 @@ def precompute(
     return len(missing)
 
 
-def _write_shard(source: Source, teacher: Teacher, index: Index, path: Path, number: int) -> None:
+def _write_shard(
+    source: Source,
+    teacher: Teacher,
+    index: Index,
+    folder: Path,
+    number: int,
+    drawing: Drawing | None,
+) -> None:
     start = number * index.rows_per_shard
     found: list[tuple[int, Row]] = []
     for i in range(start, min(start + index.rows_per_shard, index.num_rows)):
@@ -148,29 +165,51 @@ def _write_shard(source: Source, teacher: Teacher, index: Index, path: Path, num
     captions = [text for _, row in found for text in row.captions]
     tensors: dict[str, torch.Tensor] = {}
     if found:
-        tensors = _encoded([row for _, row in found], captions, teacher, index.dtype)
-    if source.weights_N is not None and found:
-        tensors["weights_N"] = torch.from_numpy(source.weights_N[[i for i, _ in found]])
-    _write(path, tensors, {"captions": json.dumps(captions)})
+        counts_N = torch.tensor([len(row.captions) for _, row in found])
+        weights = None if source.weights_N is None else source.weights_N[[i for i, _ in found]]
+        weights_N = None if weights is None else torch.from_numpy(weights)
+        if drawing is None:
+            latents_NChw = _encoded([row for _, row in found], teacher)
+        else:  # a row of its own for every caption; the captions of one share its weight
+            latents_NChw = _drawn(found, teacher, drawing)
+            if weights_N is not None:
+                weights_N = (weights_N / counts_N).repeat_interleave(counts_N)
+            counts_N = torch.ones(len(captions), dtype=torch.int64)
+        tensors = {
+            "latents_NChw": latents_NChw.to(getattr(torch, index.dtype)).contiguous(),
+            "num_captions_N": counts_N,
+            **_on_disk(_read(captions, teacher), index.dtype),
+        }
+        if weights_N is not None:
+            tensors["weights_N"] = weights_N
+    _write(shard_path(folder, number), tensors, {"captions": json.dumps(captions)})
 
 
 @torch.no_grad()
-def _encoded(
-    rows: list[Row], captions: list[str], teacher: Teacher, dtype: str
-) -> dict[str, torch.Tensor]:
-    codec, text = teacher.codec, teacher.text
-    latents, embeds = [], []
+def _encoded(rows: list[Row], teacher: Teacher) -> torch.Tensor:
+    codec, latents = teacher.codec, []
     for start in range(0, len(rows), _ENCODE_ROWS):
         images_BHWC = np.stack([row.image_HWC for row in rows[start : start + _ENCODE_ROWS]])
         images_BCHW = to_model_range(torch.from_numpy(images_BHWC).to(codec.device))
-        latents.append(codec.encode(images_BCHW).to("cpu", getattr(torch, dtype)))
+        latents.append(codec.encode(images_BCHW).cpu())
+    return torch.cat(latents)
+
+
+def _drawn(found: list[tuple[int, Row]], teacher: Teacher, drawing: Drawing) -> torch.Tensor:
+    height, width, _ = found[0][1].image_HWC.shape
+    cells = teacher.codec.downscale
+    shape = (teacher.codec.latent_channels, height // cells, width // cells)
+    captions = [text for _, row in found for text in row.captions]
+    places = [(i, k) for i, row in found for k in range(len(row.captions))]
+    return drawing.latents(teacher, captions, places, shape)
+
+
+@torch.no_grad()
+def _read(captions: list[str], teacher: Teacher) -> Conditioning:
+    text, embeds = teacher.text, []
     for start in range(0, len(captions), _ENCODE_ROWS):
         embeds.append(text.encode(text.tokens(captions[start : start + _ENCODE_ROWS])).to("cpu"))
-    return {
-        "latents_NChw": torch.cat(latents).contiguous(),
-        "num_captions_N": torch.tensor([len(row.captions) for row in rows]),
-        **_on_disk(Conditioning.cat(embeds), dtype),
-    }
+    return Conditioning.cat(embeds)
 
 
 def _on_disk(conditioning: Conditioning, dtype: str) -> dict[str, torch.Tensor]:
@@ -221,31 +260,3 @@ def _refuse_too_much(folder: Path, first: Path, num_more: int) -> None:
         raise OSError(
             f"about {needed_bytes / 1e9:.1f} GB more are needed, {free_bytes / 1e9:.1f} GB are free"
         )
-
-
-def fingerprints(source: Source | None, teacher: Teacher) -> dict[str, str]:
-    """What the shards depend on, each as a hash of its content."""
-    made_of = {
-        "autoencoder": _weights_hash(
-            teacher.codec.model, repr((teacher.codec.scale, teacher.codec.shift))
-        ),
-        "text encoder": _weights_hash(teacher.text, repr(teacher.text.tokens([_PROBE]).tolist())),
-    }
-    return made_of if source is None else {"source": source.fingerprint, **made_of}
-
-
-def first_difference(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Name of a part whose fingerprint changed; parts that are not named now do not count."""
-    return next((name for name in now if before.get(name) != now[name]), None)
-
-
-def _weights_hash(owner: object, settings: str) -> str:
-    modules = [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
-    known = sha256(settings.encode())
-    for module in modules:
-        if isinstance(module, nn.Module):
-            for name, tensor in sorted(module.state_dict().items()):
-                known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                plain = tensor.detach().cpu().contiguous().reshape(-1)
-                known.update(plain.view(torch.uint8).numpy().tobytes())
-    return known.hexdigest()

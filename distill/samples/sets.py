@@ -24,6 +24,7 @@ from distill.dataset import (
 )
 from distill.samples.precompute import precompute
 from distill.samples.source import PrecomputedSamples, StreamedSamples
+from distill.samples.synthetic import Drawing
 from distill.student import Samples
 from distill.teacher import CaptionedLatents
 from distill.teachers.base import Teacher
@@ -53,12 +54,19 @@ def describe(config: RunConfig, run_folder: Path) -> Iterator[str]:
 
 
 def precompute_set(
-    config: RunConfig, run_folder: Path, teacher: Teacher, dtype: str, rows_per_shard: int
+    config: RunConfig,
+    run_folder: Path,
+    teacher: Teacher,
+    dtype: str,
+    rows_per_shard: int,
+    drawing: Drawing | None = None,
 ) -> str:
-    """Encode the whole set into the run folder; say what was done."""
+    """Encode the whole set into the run folder, or have its pictures drawn; say what was done."""
     folder = run_folder / _PRECOMPUTED
     source = _source(config, run_folder)
-    num = precompute(source, teacher, folder, dtype=dtype, rows_per_shard=rows_per_shard)
+    num = precompute(
+        source, teacher, folder, dtype=dtype, rows_per_shard=rows_per_shard, drawing=drawing
+    )
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     return (
         f"{num} shards written, {len(source)} rows in all, {num_bytes / 1e6:.1f} MB in {folder}; "

@@ -27,14 +27,8 @@ from distill.dataset import (
 from distill.draws import Draws
 from distill.methods.base import Sample
 from distill.networks.conditioning import Conditioning
-from distill.samples.precompute import (
-    EMPTY_FILE,
-    Index,
-    fingerprints,
-    first_difference,
-    read_conditioning,
-    shard_path,
-)
+from distill.samples.fingerprints import fingerprints, first_difference
+from distill.samples.precompute import EMPTY_FILE, Index, read_conditioning, shard_path
 from distill.teachers.base import Teacher
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells, N rows of a shard.

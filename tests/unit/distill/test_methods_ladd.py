@@ -81,6 +81,8 @@ def test_levels_follow_the_logit_normal(low: int, high: int, shape: tuple[float,
 def test_levels_stay_in_their_range() -> None:
     assert set(Levels(5, 9, (100.0, 1.0)).draw(tiny_draws(50)).tolist()) == {9}
     assert set(Levels(5, 9, (-100.0, 1.0)).draw(tiny_draws(50)).tolist()) == {5}
+    # The sigmoid is 0.9: in the last of five equal parts.
+    assert set(Levels(5, 9, (math.log(9), 1e-6)).draw(tiny_draws(50)).tolist()) == {9}
     assert set(Levels(5, 9).draw(tiny_draws(50)).tolist()) == {5, 6, 7, 8, 9}
 
 
