@@ -23,6 +23,7 @@ from distill.ablation.workshop import shown_prompts
 from distill.config import RunConfig
 from distill.evaluation.prompts import PromptSet
 from distill.grid import labelled_rows
+from distill.training.device import pick_device, precision_words
 
 # Shape suffixes: N pictures, H/W pixels, C channel.
 
@@ -119,7 +120,8 @@ def machine_words(config: RunConfig) -> str:
         where = torch.cuda.get_device_name()
     else:
         where = f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
-    return f"{where}, torch {torch.__version__}, {'bf16' if config.bf16 else 'float32'}"
+    precision = precision_words(pick_device(config.device), enabled=config.bf16)
+    return f"{where}, torch {torch.__version__}, {precision}"
 
 
 def _cpu_name() -> str:

@@ -30,6 +30,7 @@ from distill.grid import grid_image, labelled_rows
 from distill.networks.unet import load_unet
 from distill.student import timesteps_by_steps
 from distill.teachers.base import Teacher
+from distill.training.device import precision_words
 
 SHEET_FOLDER = "evaluation"
 
@@ -136,7 +137,7 @@ def evaluate_models(
         **options.to_json(),
         "guidance": guidance,
         "guidance_sweep": sweep,
-        "precision": "bf16" if models.is_bf16 else "float32",
+        "precision": precision_words(models.teacher.codec.device, enabled=models.is_bf16),
         "device": device.type,
         "image_size_px": config.data.image_size_px,
     }

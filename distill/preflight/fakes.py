@@ -20,6 +20,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import PreTrainedModel
 
+from distill.training import device
+
 # What autocast on a card computes in float32 and autocast on a CPU leaves in half precision.
 # Source: torch 2.13, aten/src/ATen/autocast_mode.h, AT_FORALL_FP32, _SET_OPT_DTYPE.
 _FLOAT32_ON_A_CARD = (
@@ -63,6 +65,7 @@ def without_numbers(*, as_card: bool) -> Iterator[None]:
             stack.enter_context(patch.object(nn.init, name, _leave))
         if as_card:
             stack.enter_context(_autocast_as_card())
+            stack.enter_context(patch.object(device, "has_half_units", lambda _: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 

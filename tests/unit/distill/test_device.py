@@ -7,7 +7,14 @@ import torch
 
 from distill.config import ConfigError, override
 from distill.presets import preset
-from distill.training.device import half_precision, pick_device, random_state, set_random_state
+from distill.training import device
+from distill.training.device import (
+    half_precision,
+    pick_device,
+    precision_words,
+    random_state,
+    set_random_state,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,8 +41,14 @@ def test_the_random_state_continues_where_it_was_taken() -> None:
     assert torch.equal(torch.randn(4), first)
 
 
-def test_half_precision_is_on_only_where_asked() -> None:
+def test_half_precision_is_on_only_where_asked_and_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     a = torch.ones(2, 2)
+    monkeypatch.setattr(device, "has_half_units", lambda _: False)
+    assert precision_words(CPU, enabled=True) == "float32"
+    with half_precision(CPU, enabled=True):
+        assert (a @ a).dtype == torch.float32
+    monkeypatch.setattr(device, "has_half_units", lambda _: True)
+    assert precision_words(CPU, enabled=True) == "bf16"
     with half_precision(CPU, enabled=True):
         assert (a @ a).dtype == torch.bfloat16
     with half_precision(CPU, enabled=False):
