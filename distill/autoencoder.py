@@ -19,6 +19,7 @@ from distill.grid import grid_image
 from distill.networks.codec import raw_encode
 from distill.training.clipping import clipped_step
 from distill.training.device import half_precision, pick_device
+from distill.training.optimizers import adamw
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 
@@ -53,13 +54,7 @@ class AutoencoderTrainer:
         self._images = torch.from_numpy(pictures.images_NHWC).to(self.device)
         self._probe = self._images[:: max(1, len(pictures) // 16)][:16]
         self._bf16 = run.bf16
-        self._adam = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.optimizer.lr,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            weight_decay=config.optimizer.weight_decay,
-            fused=True,
-        )
+        self._adam = adamw(self.model.parameters(), config.optimizer)
 
     def _draw_crops(self) -> torch.Tensor:
         num, size = self.optimizer.batch_size, self._images.shape[1]

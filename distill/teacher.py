@@ -26,6 +26,7 @@ from distill.sampling import sample_teacher
 from distill.training.checkpoint import Ema, averaged
 from distill.training.clipping import clipped_step
 from distill.training.device import half_precision
+from distill.training.optimizers import adamw
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, D width.
 
@@ -107,14 +108,7 @@ class TeacherTrainer:
         self._prompts = probe_prompts(pictures, 12)
         self._bf16 = config.bf16
         self.ema = Ema(self.models, config.teacher.ema_decay)
-        settings = self.optimizer
-        self._adam = torch.optim.AdamW(
-            self.models.parameters(),
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._adam = adamw(self.models.parameters(), self.optimizer)
 
     def iterate(self, lr_scale: float) -> dict[str, float]:
         """One step; reports the loss and the gradient's norm before clipping."""
