@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from distill.autoencoder import AutoencoderTrainer
 from distill.config import ConfigError, RunConfig
 from distill.dataset import (
     Pictures,
+    Slices,
     filter_pictures,
     for_training,
     load_pictures,
@@ -32,6 +34,7 @@ from distill.teachers.load import load_teacher, settled
 from distill.training.checkpoint import CheckpointError, snapshot_paths
 from distill.training.device import pick_device
 from distill.training.loop import run_training, set_up_torch
+from distill.training.processes import Processes
 from distill.training.run_folder import prepare_folder
 from distill.training.trainer import Aborted, Interrupted, Trainer
 
@@ -68,22 +71,25 @@ def _selected(config: RunConfig) -> Pictures:
     return filter_pictures(load_pictures(config.data), config.data)
 
 
-def _autoencoder_trainer(config: RunConfig, run_folder: Path) -> Trainer:
+def _autoencoder_trainer(config: RunConfig, run_folder: Path, processes: Processes) -> Trainer:
     return AutoencoderTrainer(config, load_pictures(config.data))
 
 
-def _teacher_trainer(config: RunConfig, run_folder: Path) -> Trainer:
+def _teacher_trainer(config: RunConfig, run_folder: Path, processes: Processes) -> Trainer:
     codec = Codec.load(run_folder / "autoencoder" / "model", pick_device(config.device))
     return TeacherTrainer(config, codec, for_training(_selected(config), config.data))
 
 
-def _student_trainer(config: RunConfig, run_folder: Path) -> Trainer:
-    teacher = load_teacher(config, run_folder, pick_device(config.device))
-    samples, prompts = open_samples(config, run_folder, teacher)
-    return StudentTrainer(config, teacher, samples, prompts)
+def _student_trainer(config: RunConfig, run_folder: Path, processes: Processes) -> Trainer:
+    with processes.main_first():  # which may download a teacher, or index a set
+        teacher = load_teacher(config, run_folder, pick_device(config.device))
+        size = config.student.optimizer.batch_size
+        slices = Slices(size, processes.rank, processes.num)
+        samples, prompts = open_samples(config, run_folder, teacher, slices)
+    return StudentTrainer(config, teacher, samples, prompts, processes)
 
 
-TRAININGS: dict[str, Callable[[RunConfig, Path], Trainer]] = {
+TRAININGS: dict[str, Callable[[RunConfig, Path, Processes], Trainer]] = {
     "autoencoder": _autoencoder_trainer,
     "teacher": _teacher_trainer,
     "train": _student_trainer,
@@ -96,19 +102,37 @@ STAGE_OF: dict[str, Stage] = {
 
 
 def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
-    if not getattr(args, "no_preflight", False):
-        stage: Stage = STAGE_OF[command]
-        refuse_what_cannot_fit(stage, config, pick_device(config.device))
-    trainer = TRAININGS[command](config, run_folder)
-    if args.dry_run:
-        metrics = trainer.iterate(1.0)
-        words = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        print(f"{command}: one iteration works: {words}")
+    processes = Processes.start(config)
+    if not processes.is_main:
+        logging.getLogger().setLevel(logging.ERROR)  # the first process has said it
+    if processes.num > 1 and command != "train":
+        raise ConfigError(
+            f"`onestep-distill {command}` trains in one process: start it without torchrun; "
+            "`train` takes several"
+        )
+    try:
+        if processes.is_main and not getattr(args, "no_preflight", False):
+            stage: Stage = STAGE_OF[command]
+            refuse_what_cannot_fit(stage, config, pick_device(config.device), processes.num)
+        processes.wait()
+        trainer = TRAININGS[command](config, run_folder, processes)
+        if args.dry_run:
+            metrics = trainer.iterate(1.0)
+            words = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            _say(processes, f"{command}: one iteration works: {words}")
+            return 0
+        with processes.main_first():
+            folder = prepare_folder(run_folder, trainer.name, config, args.resume)
+        run_training(trainer, folder, config, resume=args.resume, processes=processes)
+        _say(processes, f"{command}: finished, model in {folder / 'model'}")
         return 0
-    folder = prepare_folder(run_folder, trainer.name, config, args.resume)
-    run_training(trainer, folder, config, resume=args.resume)
-    print(f"{command}: finished, model in {folder / 'model'}")
-    return 0
+    finally:
+        processes.end()
+
+
+def _say(processes: Processes, words: str) -> None:
+    if processes.is_main:
+        print(words)
 
 
 def _data(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
@@ -159,7 +183,8 @@ def _evaluate(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> 
 
 def _ablation(config: RunConfig, run_folder: Path, args: argparse.Namespace) -> int:
     options = AblationOptions.read(args)
-    for command in ("autoencoder", "teacher"):
+    own = ("autoencoder", "teacher") if config.student.teacher_source is None else ()
+    for command in own:
         if not (run_folder / command / "model").is_dir():
             resume = "last" if args.resume and snapshot_paths(run_folder / command) else None
             training = argparse.Namespace(resume=resume, dry_run=False)

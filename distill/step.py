@@ -6,6 +6,7 @@ disk. Source: arXiv:2311.17042, section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ from distill.config import StudentConfig
 from distill.draws import Draws
 from distill.methods.base import Fake, Frozen, Method, Metrics, Sample
 from distill.networks.conditioning import predict
+from distill.networks.discriminator import renew_norms
 from distill.training.device import half_precision
+from distill.training.processes import ALONE, Processes, held_back, whole
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells.
 
@@ -38,16 +41,14 @@ class Batch:
     sample: Sample
     draws: Draws
 
-    def split(self, size: int | None) -> Iterator[tuple[float, Batch]]:
-        """Micro-batches and each one's share of the batch."""
+    def passes(self, size: int | None) -> Iterator[tuple[float, Batch, bool]]:
+        """Micro-batches, each with its share of the batch and whether it is the last."""
         num = len(self.sample)
         size = num if size is None else size
         for start in range(0, num, size):
             part = slice(start, min(start + size, num))
-            yield (
-                (part.stop - start) / num,
-                Batch(self.sample.at(part), self.draws.at(part)),
-            )
+            batch = Batch(self.sample.at(part), self.draws.at(part))
+            yield (part.stop - start) / num, batch, part.stop == num
 
 
 def run_student(student: nn.Module, frozen: Frozen, config: StudentConfig, batch: Batch) -> Fake:
@@ -74,6 +75,7 @@ class DistillStep:
         micro_batch_size: pictures per pass; None takes the batch whole, and then one pass of the
             student serves both phases.
         bf16: half precision in the networks.
+        processes: that share the batch; all leave an iteration out, or none.
     """
 
     config: StudentConfig
@@ -81,6 +83,7 @@ class DistillStep:
     frozen: Frozen
     micro_batch_size: int | None
     bf16: bool
+    processes: Processes = ALONE
 
     def __call__(self, trained: Trained, batches: Sequence[Batch]) -> Mapping[str, float]:
         """Update the critic once per batch, and the student on the last.
@@ -107,22 +110,25 @@ class DistillStep:
         optimizer = trained.modules_optimizer
         assert optimizer is not None
         optimizer.zero_grad(set_to_none=True)
+        renew_norms(trained.modules)
         metrics: Metrics = {}
         fakes: list[Fake] = []
-        for share, part in batch.split(self.micro_batch_size):
+        modules = trained.modules.values()
+        for share, part, is_last in batch.passes(self.micro_batch_size):
             # With one pass per batch the student's graph is kept for its own phase.
             is_kept = keep and share == 1.0
-            with half_precision(self.frozen.diffusion.device, enabled=self.bf16):
-                with torch.set_grad_enabled(is_kept):
-                    fake = run_student(trained.student, self.frozen, self.config, part)
-                loss, found = self.method.critic_loss(
-                    trained.modules, part.sample, fake, part.draws
-                )
-            (share * loss).backward()
+            with held_back(*modules, is_last=is_last):
+                with half_precision(self.frozen.diffusion.device, enabled=self.bf16):
+                    with torch.set_grad_enabled(is_kept):
+                        fake = run_student(trained.student, self.frozen, self.config, part)
+                    loss, found = self.method.critic_loss(
+                        trained.modules, part.sample, fake, part.draws
+                    )
+                (share * loss).backward()
             _add(metrics, found, share)
             fakes = [fake] if is_kept else []
         gradients = [p.grad for p in trained.modules.parameters() if p.grad is not None]
-        is_finite = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
+        is_finite = self.processes.are_finite(gradients)
         if is_finite:
             optimizer.step()
         return metrics | {"skipped": float(not is_finite)}, fakes
@@ -130,37 +136,36 @@ class DistillStep:
     def _student_phase(self, trained: Trained, batch: Batch, kept: list[Fake]) -> Metrics:
         trained.student_optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
-        for share, part in batch.split(self.micro_batch_size):
-            with half_precision(self.frozen.diffusion.device, enabled=self.bf16):
-                fake = (
-                    kept[0]
-                    if kept
-                    else run_student(trained.student, self.frozen, self.config, part)
-                )
-                root = (
-                    fake.images(self.frozen.codec)
-                    if self.method.is_in_pixels
-                    else fake.latents_BChw
-                )
-                losses = self.method.student_losses(part.sample, fake, part.draws)
-            # Each loss is differentiated with respect to the picture first, so that their sizes
-            # are known and one pass through decoder and student serves all.
-            gradients = {
-                name: torch.autograd.grad(loss, root, retain_graph=True)[0]
-                for name, loss in losses.items()
-            }
-            root.backward(share * self.method.combine(gradients))
-            found = {f"loss_{name}": loss.item() for name, loss in losses.items()}
-            found |= {f"grad_{name}": g.norm().item() for name, g in gradients.items()}
+        for share, part, is_last in batch.passes(self.micro_batch_size):
+            with held_back(trained.student, is_last=is_last):
+                found = self._student_pass(trained.student, part, share, kept)
             _add(metrics, found, share)
-        norm = nn.utils.clip_grad_norm_(
-            trained.student.parameters(), self.config.optimizer.grad_clip
-        )
-        is_finite = bool(torch.isfinite(norm))
+        parameters = trained.student.parameters()
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.grad_clip)).item()
+        is_finite = math.isfinite(norm)
         if is_finite:
             trained.student_optimizer.step()
-        grad_norm = norm.item() if is_finite else 0.0
+        grad_norm = norm if is_finite else 0.0
         return metrics | {"grad_norm": grad_norm, "skipped": float(not is_finite)}
+
+    def _student_pass(
+        self, student: nn.Module, part: Batch, share: float, kept: list[Fake]
+    ) -> Metrics:
+        """Losses of one pass; their gradients go into the student's weights."""
+        with half_precision(self.frozen.diffusion.device, enabled=self.bf16):
+            fake = kept[0] if kept else run_student(student, self.frozen, self.config, part)
+            is_in_pixels = self.method.is_in_pixels
+            root = fake.images(self.frozen.codec) if is_in_pixels else fake.latents_BChw
+            losses = self.method.student_losses(part.sample, fake, part.draws)
+        # Each loss is differentiated with respect to the picture first, so that their sizes are
+        # known and one pass through decoder and student serves all.
+        gradients = {
+            name: torch.autograd.grad(loss, root, retain_graph=True)[0]
+            for name, loss in losses.items()
+        }
+        root.backward(share * self.method.combine(gradients))
+        found = {f"loss_{name}": loss.item() for name, loss in losses.items()}
+        return found | {f"grad_{name}": g.norm().item() for name, g in gradients.items()}
 
 
 def _add(total: Metrics, found: Mapping[str, float], share: float) -> None:

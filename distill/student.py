@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from distill.config import RunConfig, StudentConfig
 from distill.dataset import to_uint8
@@ -32,6 +34,8 @@ from distill.step import Batch, DistillStep, Trained
 from distill.teachers.base import Teacher
 from distill.training.checkpoint import Ema, averaged
 from distill.training.device import half_precision
+from distill.training.optimizers import adamw
+from distill.training.processes import ALONE, Processes, load_optimizer, load_weights, whole
 from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec, TextSpec
 
@@ -79,7 +83,12 @@ class StudentTrainer:
     score_name = "latent_distance"
 
     def __init__(
-        self, config: RunConfig, teacher: Teacher, samples: Samples, prompts: Sequence[str]
+        self,
+        config: RunConfig,
+        teacher: Teacher,
+        samples: Samples,
+        prompts: Sequence[str],
+        processes: Processes = ALONE,
     ) -> None:
         """Copy the teacher into the student, build the method and the optimizers.
 
@@ -88,7 +97,12 @@ class StudentTrainer:
             teacher: is frozen here.
             samples: the real pictures.
             prompts: for the sheets that a person looks at.
+            processes: that train together; each takes its part of every batch.
+
+        Raises:
+            ConfigError: the autoencoder or the optimizer cannot do what `scale` or `bits` asks.
         """
+        self.processes = processes
         self.run = config
         self.config: StudentConfig = config.student
         self.optimizer = config.student.optimizer
@@ -107,30 +121,35 @@ class StudentTrainer:
         frozen = Frozen(
             teacher.unet, teacher.codec, teacher.diffusion, teacher.pooled_width, negative
         )
+        if "student" in config.scale.recompute:
+            self.student.enable_gradient_checkpointing()
+        if "decoder" in config.scale.recompute:
+            teacher.codec.recompute()
         self.method = build_method(self.config, frozen)
-        self.ema = Ema(self.student, self.config.ema_decay)
         self._trained = self._optimized()
-        self._step = DistillStep(self.config, self.method, frozen, None, config.bf16)
+        # After the student was dealt out, so that its average is, too.
+        self.ema = Ema(self.student, self.config.ema_decay)
+        self._step = DistillStep(
+            self.config,
+            self.method,
+            frozen,
+            config.scale.micro_batch_size,
+            config.bf16,
+            processes,
+        )
 
     def _optimized(self) -> Trained:
-        settings, modules = self.optimizer, self.method.modules
-        betas = (settings.beta1, settings.beta2)
-        student = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=settings.lr,
-            betas=betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
+        config, modules, share = self.run, self.method.modules, self.processes.share
+        wrapped = nn.ModuleDict(
+            {k: share(m, config, is_large=k == FAKE_SCORE) for k, m in modules.items()}
         )
+        network = share(self.student, config, is_large=True)
+        student = adamw(self.student.parameters(), self.optimizer)
         others = None
         if len(modules):
-            others = torch.optim.AdamW(
-                [{"params": m.parameters(), "lr": self._lr_of(k)} for k, m in modules.items()],
-                betas=betas,
-                weight_decay=0.0,
-                fused=True,
-            )
-        return Trained(self.student, modules, student, others)
+            groups = [{"params": m.parameters(), "lr": self._lr_of(k)} for k, m in modules.items()]
+            others = adamw(groups, self.optimizer, weight_decay=0.0)
+        return Trained(network, wrapped, student, others)
 
     def _lr_of(self, name: str) -> float:
         """Of one of the method's modules; only the heads are slowed down when they win."""
@@ -150,10 +169,10 @@ class StudentTrainer:
         steps = self.method.critic_steps if len(self.method.modules) else 1
         batches = []
         for k in range(steps):
-            positions = range(self.optimizer.batch_size)
+            positions = self.processes.part(self.optimizer.batch_size)
             draws = Draws(self.run.seed, self.iteration * steps + k, positions, self.device)
             batches.append(Batch(self.samples.sample(draws), draws))
-        metrics = self._step(self._trained, batches)
+        metrics = self.processes.mean(self._step(self._trained, batches))
         self.ema.update(self.student)
         self.iteration += 1
         return metrics
@@ -210,18 +229,27 @@ class StudentTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.student.load_state_dict(state["student"])
-        self.method.modules.load_state_dict(state["modules"])
-        self._trained.student_optimizer.load_state_dict(state["adam_student"])
+        load_weights(self.student, state["student"])
+        load_weights(self.method.modules, state["modules"])
+        load_optimizer(self._trained.student_optimizer, state["adam_student"])
         if self._trained.modules_optimizer is not None:
-            self._trained.modules_optimizer.load_state_dict(state["adam_modules"])
+            load_optimizer(self._trained.modules_optimizer, state["adam_modules"])
         self.ema.load_state_dict(state["ema"])
         self.iteration = int(state["iteration"])
 
     def save_model(self, folder: Path) -> None:
         """Write the averaged student and the text encoder that it was trained with."""
-        with averaged(self.student, self.ema):
-            self.student.save_pretrained(folder / "unet")
+        weights = whole(self.ema.weights)
+        if not self.processes.is_main:
+            return
+        settings = self.student.config
+        if isinstance(self.student, FSDPModule):  # whose files would hold its own part alone
+            student = UNet2DConditionModel.from_config(settings)
+            student.load_state_dict(weights)
+            student.save_pretrained(folder / "unet")
+        else:
+            with averaged(self.student, self.ema):
+                self.student.save_pretrained(folder / "unet")
         self.text.save(folder)
 
 

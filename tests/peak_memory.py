@@ -19,14 +19,23 @@ from distill.preflight.rehearsal import Rehearsed
 
 def measured_peak(build: Callable[[], Rehearsed]) -> int:
     """Highest running total of allocated bytes over building a trainer and two iterations."""
+
+    def run() -> None:
+        trainer = build()
+        trainer.iterate(1.0)
+        trainer.iterate(1.0)
+
+    return peak_of(run)
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Highest running total of allocated bytes while something runs."""
     gc.collect()
     with (
         patch.object(torch, "from_numpy", lambda array: torch.tensor(array)),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        trainer = build()
-        trainer.iterate(1.0)
-        trainer.iterate(1.0)
+        run()
     events: list[Any] = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     total = peak = 0

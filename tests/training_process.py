@@ -11,8 +11,10 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,14 +55,58 @@ def finish(words: list[str], output: Path, **faults: Any) -> tuple[int, str]:
     return process.exitcode, output.read_text()
 
 
+def start_together(words: list[str], output: Path, num: int) -> list[ForkServerProcess]:
+    """Start `num` processes of one training, as torchrun does; each prints to a file of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num, "MASTER_ADDR": "127.0.0.1"}
+    group |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return [
+        start(
+            words,
+            output.with_suffix(f".{rank}.txt"),
+            environment={**group, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in range(num)
+    ]
+
+
+def finish_together(words: list[str], output: Path, num: int) -> tuple[list[int | None], list[str]]:
+    """Run `num` processes of one training to their end; return exit codes and what they printed."""
+    processes = start_together(words, output, num)
+    join_all(processes)
+    printed = [output.with_suffix(f".{rank}.txt").read_text() for rank in range(num)]
+    return [process.exitcode for process in processes], printed
+
+
+def join_all(processes: Sequence[ForkServerProcess]) -> None:
+    """Wait for all; once one has failed the others may wait for it for ever, and are killed."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while any(process.is_alive() for process in processes):
+        has_failed = any(process.exitcode for process in processes)
+        if time.monotonic() > deadline_s or has_failed:
+            for process in processes:
+                process.join(3)  # to say why
+                process.kill()
+        time.sleep(0.02)
+    for process in processes:
+        process.join()
+
+
 def _run(
-    words: list[str], output: str, slow_bytes: int = 0, max_file_bytes: int | None = None
+    words: list[str],
+    output: str,
+    slow_bytes: int = 0,
+    max_file_bytes: int | None = None,
+    environment: Mapping[str, object] | None = None,
 ) -> None:
     """In the new process: run the command.
 
     Args:
         words: of the command line.
         output: path of the file that takes what is printed.
+        environment: what a launcher sets.
         slow_bytes: a snapshot pauses after this many bytes, so that most of the time is spent
             writing it; 0 does not.
         max_file_bytes: files cannot grow beyond, as on a full disk.
@@ -68,6 +114,7 @@ def _run(
     stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    os.environ.update({name: str(value) for name, value in (environment or {}).items()})
     from distill.__main__ import main
 
     if slow_bytes:
@@ -77,7 +124,8 @@ def _run(
     sys.exit(main(words))
 
 
-def _metrics(folder: Path) -> list[dict[str, float]]:
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without the time of day."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
 
@@ -101,7 +149,7 @@ def _assert_same(a: Any, b: Any, where: str = "") -> None:
 
 def assert_same_run(straight: Path, parts: Path) -> None:
     """Compare two trainings: lines, snapshots to the last bit, and finished models."""
-    assert _metrics(straight) == _metrics(parts)
+    assert metrics_of(straight) == metrics_of(parts)
     _assert_same(load_snapshot(straight), load_snapshot(parts))
     for path in (straight / "model").rglob("*"):
         if path.is_file():

@@ -8,6 +8,7 @@ from distill.config.errors import ConfigError
 from distill.config.guard import AlarmConfig, GuardConfig, TrackConfig
 from distill.config.overrides import override
 from distill.config.run import RunConfig
+from distill.config.scale import ScaleConfig
 from distill.config.sections import (
     AutoencoderConfig,
     DataConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "GuardConfig",
     "OptimizerConfig",
     "RunConfig",
+    "ScaleConfig",
     "StudentConfig",
     "TeacherConfig",
     "TextConfig",

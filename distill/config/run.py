@@ -11,6 +11,7 @@ from distill.config.errors import ConfigError
 from distill.config.guard import GuardConfig, TrackConfig, guard_rules
 from distill.config.overrides import as_plain, build, flat
 from distill.config.rules import method_rules, network_rules, schedule_rules
+from distill.config.scale import ScaleConfig, scale_rules
 from distill.config.sections import (
     AutoencoderConfig,
     DataConfig,
@@ -35,6 +36,7 @@ _SHAPES_NOTHING = frozenset(
         "sample_every",
         "guard",
         "track",
+        "scale",
     )
 )
 # The first stage that a section has a part in; every other field has a part in all of them.
@@ -62,6 +64,7 @@ class RunConfig:
     unet: UnetConfig = field(default_factory=UnetConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     seed: int = 0
@@ -76,7 +79,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is trained."""
         for is_wrong, message in chain(
-            schedule_rules(self), method_rules(self), network_rules(self), guard_rules(self.guard)
+            schedule_rules(self),
+            method_rules(self),
+            network_rules(self),
+            scale_rules(self),
+            guard_rules(self.guard),
         ):
             if is_wrong:
                 raise ConfigError(message)

@@ -7,11 +7,13 @@ Stable Diffusion's fits as well. Knows nothing of text or diffusion.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from distill.config import ConfigError
 from distill.dataset import Pictures, to_model_range
@@ -65,6 +67,26 @@ class Codec:
         settings = self.model.config
         widths = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
         return int(2 ** (len(widths) - 1))
+
+    def recompute(self) -> None:
+        """Keep no activations of decoding for the backward pass, but compute them again.
+
+        Block by block: a decoder computed again as a whole would hold all of them at once.
+
+        Raises:
+            ConfigError: the autoencoder has no blocks to go by.
+        """
+        if self.model._supports_gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+            return
+        blocks = getattr(getattr(self.model, "decoder", None), "up_blocks", None)
+        if blocks is None:
+            raise ConfigError(
+                f"{type(self.model).__name__} cannot be computed again in parts: leave "
+                '"decoder" out of scale.recompute'
+            )
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to latents_BChw, scaled to about unit variance."""

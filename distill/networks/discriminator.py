@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 # Shape suffixes: B batch, C channel, h/w cells of a feature map, D width of the condition.
@@ -48,6 +49,7 @@ class Discriminator(nn.Module):
         """One head per entry of `channels`."""
         super().__init__()
         self.heads = nn.ModuleList(Head(c, condition_width, width) for c in channels)
+        self.eval()
 
     def forward(
         self, features: Sequence[torch.Tensor], condition_BD: torch.Tensor
@@ -56,3 +58,19 @@ class Discriminator(nn.Module):
         return [
             head(feature, condition_BD) for head, feature in zip(self.heads, features, strict=True)
         ]
+
+
+@torch.no_grad()
+def renew_norms(network: nn.Module) -> None:
+    """Let every spectral norm follow its weights by one power iteration.
+
+    Outside of it heads stay in evaluation mode, in which the estimates stand still: how often
+    heads look, in one pass or several, must not change what they see. Source: arXiv:1802.05957.
+    """
+    for part in network.modules():
+        if isinstance(part, Discriminator):
+            part.train()
+            for layer in part.modules():
+                if parametrize.is_parametrized(layer, "weight"):
+                    _ = layer.weight  # reading it in training mode is what iterates
+            part.eval()

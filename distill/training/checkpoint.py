@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.training.processes import dealt_like, local
+
 SNAPSHOTS = "snapshots"
 # Runs of version 0.1 kept one file beside config.json.
 _OLD_SNAPSHOT = "snapshot.pt"
@@ -194,14 +196,14 @@ class Ema:
         current = model.state_dict()
         floats = [k for k, v in self.weights.items() if v.is_floating_point()]
         torch._foreach_lerp_(
-            [self.weights[k] for k in floats], [current[k] for k in floats], 1 - decay
+            [local(self.weights[k]) for k in floats], [local(current[k]) for k in floats], 1 - decay
         )
         for key in self.weights.keys() - set(floats):
             self.weights[key].copy_(current[key])
 
     def copy_to(self, model: nn.Module) -> None:
         """Give the averaged weights to a model of the same form."""
-        model.load_state_dict(self.weights)
+        _assign(model, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -211,7 +213,14 @@ class Ema:
         """Continue from a saved average."""
         self.num_updates = state["num_updates"]
         for key, value in state["weights"].items():
-            self.weights[key].copy_(value)
+            own = self.weights[key]
+            local(own).copy_(local(dealt_like(value, own)))
+
+
+@torch.no_grad()
+def _assign(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    for key, own in model.state_dict().items():
+        local(own).copy_(local(weights[key]))
 
 
 @contextmanager
@@ -224,5 +233,5 @@ def averaged(model: nn.Module, ema: Ema) -> Iterator[None]:
     try:
         yield
     finally:
-        model.load_state_dict(own)
+        _assign(model, own)
         model.train(was_training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from distill.config import OptimizerConfig, RunConfig
+from distill.training.processes import ALONE, Processes
 from distill.training.progress import Progress
 from distill.training.run_folder import Resume
 from distill.training.tracking import tracking
@@ -66,7 +67,12 @@ class _StopFlag(AbstractContextManager["_StopFlag"]):
 
 
 def run_training(
-    trainer: Trainer, folder: Path, config: RunConfig, *, resume: Resume | None = None
+    trainer: Trainer,
+    folder: Path,
+    config: RunConfig,
+    *,
+    resume: Resume | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Train to the last iteration and write the finished model to `folder`/model.
 
@@ -75,22 +81,25 @@ def run_training(
         folder: prepared.
         config: of the run.
         resume: continue from the last whole snapshot, or from the best one.
+        processes: that train together; the first one writes and is shown.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the snapshot holds everything up to it.
+        Interrupted: SIGINT or SIGTERM came to one of them; the snapshot holds everything up to it.
         Aborted: the training was going wrong; the best snapshot is kept.
         CheckpointError: the snapshot to resume from is damaged, or the disk is full.
         ConfigError: another training is running in the folder.
     """
-    run = Progress(trainer, folder, config)
-    total = trainer.optimizer.iterations
-    with run.files.locked():
+    run = Progress(trainer, folder, config, processes)
+    total, is_main = trainer.optimizer.iterations, processes.is_main
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(run.files.locked())
         run.begin(resume)
         last_snapshot_s = time.monotonic()
         with (
             _StopFlag() as stop,
-            tracking(folder, config, run.iteration) as run.trackers,
-            tqdm(total=total, initial=run.iteration, desc=trainer.name) as bar,
+            tracking(folder, config, run.iteration) if is_main else nullcontext(()) as run.trackers,
+            tqdm(total=total, initial=run.iteration, desc=trainer.name, disable=not is_main) as bar,
         ):
             while run.iteration < total:
                 run.iterate(lr_scale_at(run.iteration, trainer.optimizer))
@@ -103,10 +112,13 @@ def run_training(
                 if done % config.report_every == 0 or is_last:
                     means = run.report()
                     bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-                is_due = time.monotonic() - last_snapshot_s >= config.snapshot_every_s
-                if stop.is_set or is_due or has_best_score or is_last:
+                # Clocks and signals differ between processes; what follows must not.
+                is_stopped, is_due = processes.any(
+                    stop.is_set, time.monotonic() - last_snapshot_s >= config.snapshot_every_s
+                )
+                if is_stopped or is_due or has_best_score or is_last:
                     run.snapshot(has_best_score=has_best_score)
                     last_snapshot_s = time.monotonic()
-                if stop.is_set and not is_last:
+                if is_stopped and not is_last:
                     raise Interrupted(f"stopped after {done} of {total}; continue with --resume")
-        run.files.write_model(trainer.save_model)
+        run.write_model()

@@ -26,6 +26,7 @@ from distill.training.checkpoint import (
     snapshot_paths,
 )
 from distill.training.device import random_state, set_random_state, undisturbed
+from distill.training.processes import ALONE, Processes, whole
 from distill.training.run_folder import ALARMS, METRICS, Resume, RunFolder
 from distill.training.tally import Tally
 from distill.training.tracking import Tracker
@@ -37,9 +38,11 @@ logger = logging.getLogger(__name__)
 class Progress:
     """A trainer, the iterations that it has done, and what watched them."""
 
-    def __init__(self, trainer: Trainer, folder: Path, config: RunConfig) -> None:
-        """Start at iteration 0 in a prepared folder."""
-        self.trainer, self.config = trainer, config
+    def __init__(
+        self, trainer: Trainer, folder: Path, config: RunConfig, processes: Processes = ALONE
+    ) -> None:
+        """Start at iteration 0 in a prepared folder, whose files the first process writes."""
+        self.trainer, self.config, self._processes = trainer, config, processes
         self.files = RunFolder(folder)
         self.trackers: Sequence[Tracker] = ()
         self.iteration = 0
@@ -58,7 +61,9 @@ class Progress:
             CheckpointError: no snapshot is whole, or it belongs to something else.
         """
         folder = self.files.path
-        self.files.mend()
+        if self._processes.is_main:
+            self.files.mend()
+        self._processes.wait()
         state = None
         if resume == "best":
             if self.files.best() is None:
@@ -68,15 +73,16 @@ class Progress:
             state = load_snapshot(folder)
         if state is not None:
             self._continue_from(state)
-            path = snapshot_path(folder, self.iteration)
-            if resume == "best":
-                path = save_snapshot(folder, state, self.config.guard.num_snapshots)
-            elif state.get("is_best") and (self.files.best() or {}).get("iteration") != (
-                self.iteration
-            ):  # killed between the two
-                self._keep_best(path)
-        self.files.cut(self.iteration)
-        self.files.save_config(self.config)
+            self._processes.wait()  # until all have read, before files change
+            is_best = state.get("is_best")
+            is_kept = (self.files.best() or {}).get("iteration") == self.iteration
+            if resume == "best" and self._processes.is_main:
+                save_snapshot(folder, state, self.config.guard.num_snapshots)
+            elif resume == "last" and is_best and not is_kept:  # killed between the two
+                self._keep_best(snapshot_path(folder, self.iteration))
+        if self._processes.is_main:
+            self.files.cut(self.iteration)
+            self.files.save_config(self.config)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         folder = self.files.path
@@ -109,7 +115,7 @@ class Progress:
             "iteration": self.iteration,
             "is_best": is_best,
             "random": random_state(self.trainer.device),
-            "trainer": self.trainer.state_dict(),
+            "trainer": whole(self.trainer.state_dict()),
             "guard": {
                 "alarms": self._alarms.state_dict(),
                 "tally": self._tally.state_dict(),
@@ -141,8 +147,11 @@ class Progress:
         """Draw a sheet, and measure how varied the pictures are."""
         with undisturbed(self.trainer.device):
             sheet = self.trainer.sample_grid()
-            varied = self.trainer.diversity() if isinstance(self.trainer, Varied) else None
-        self.files.save_sheet(self.iteration, sheet)
+            varied = None
+            if isinstance(self.trainer, Varied):
+                varied = self._processes.of_main(self.trainer.diversity())
+        if self._processes.is_main:
+            self.files.save_sheet(self.iteration, sheet)
         for tracker in self.trackers:
             tracker.sheet(self.iteration, sheet)
         if varied is not None:
@@ -152,7 +161,8 @@ class Progress:
     def report(self) -> dict[str, float]:
         """Write the means since the last report."""
         means = self._tally.report()
-        self.files.append(METRICS, self.iteration, means)
+        if self._processes.is_main:
+            self.files.append(METRICS, self.iteration, means)
         before_s, num_before = self._reported
         self._reported = (time.monotonic(), self.iteration)
         rate = (self.iteration - num_before) / max(1e-9, self._reported[0] - before_s)
@@ -168,7 +178,7 @@ class Progress:
         if not isinstance(self.trainer, Scored):
             return False
         with undisturbed(self.trainer.device):
-            score = self.trainer.score()
+            score = self._processes.of_main(self.trainer.score())
         self._tally.note({self.trainer.score_name: score})
         is_better = self._best_score is None or score < self._best_score
         if not (math.isfinite(score) and is_better):
@@ -186,12 +196,24 @@ class Progress:
         is_sound = self._alarms.is_quiet and not self._tally.num_skipped_in_a_row
         is_best = has_best_score if isinstance(self.trainer, Scored) else is_sound
         state = self._state(is_best=is_best)
-        path = save_snapshot(self.files.path, state, self.config.guard.num_snapshots)
+        path = snapshot_path(self.files.path, self.iteration)
+        if self._processes.is_main:
+            save_snapshot(self.files.path, state, self.config.guard.num_snapshots)
         if is_best:
             self._keep_best(path)
 
+    def write_model(self) -> None:
+        """Write the finished model; every process has its part in gathering it."""
+        if self._processes.is_main:
+            self.files.write_model(self.trainer.save_model)
+        else:
+            self.trainer.save_model(self.files.path)
+
     def _keep_best(self, path: Path) -> None:
-        if isinstance(self.trainer, Scored):
+        if not self._processes.is_main:
+            if isinstance(self.trainer, Scored):
+                self.trainer.save_model(self.files.path)
+        elif isinstance(self.trainer, Scored):
             facts = {"iteration": self.iteration, self.trainer.score_name: self._best_score}
             self.files.keep_best(path, facts, self.trainer.save_model)
         else:  # every snapshot of a sound run comes by here; its model is written on demand
@@ -200,7 +222,8 @@ class Progress:
     def _act_on(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
             what = {"action": alarm.action, "alarm": alarm.name, "words": alarm.words}
-            self.files.append(ALARMS, alarm.iteration, what)
+            if self._processes.is_main:
+                self.files.append(ALARMS, alarm.iteration, what)
             if alarm.action == "abort":
                 self._abort(f"{alarm.words}. Or let it pass: guard.alarms.{alarm.name}_action=warn")
             logger.warning("iteration %d: %s", alarm.iteration, alarm.words)
