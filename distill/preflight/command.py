@@ -40,7 +40,9 @@ def run_preflight(config: RunConfig, options: PreflightOptions) -> int:
     return 0 if estimate.fits else 2
 
 
-def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device) -> None:
+def refuse_what_cannot_fit(
+    stage: Stage, config: RunConfig, device: torch.device, num_processes: int = 1
+) -> None:
     """Print the table of a training about to start on a card.
 
     Raises:
@@ -50,7 +52,9 @@ def refuse_what_cannot_fit(stage: Stage, config: RunConfig, device: torch.device
         return
     num_free_bytes, _ = torch.cuda.mem_get_info(device)
     card = card_called(torch.cuda.get_device_name(device), num_free_bytes / GIB)
-    estimate = estimate_elsewhere(config, PreflightOptions(stage=stage), card)
+    estimate = estimate_elsewhere(
+        config, PreflightOptions(stage=stage, num_gpus=num_processes), card
+    )
     for line in lines(estimate, config):
         print(line, file=sys.stderr)
     if not estimate.fits:
@@ -92,13 +96,21 @@ def estimate_run(config: RunConfig, options: PreflightOptions, card: Card) -> Es
             with_sheet=options.has_sheet,
         )
     return Estimate(
-        options.stage, footprint, card, options.num_gpus, options.peak_share, optimizer, config.bf16
+        options.stage,
+        footprint,
+        card,
+        options.num_gpus,
+        options.peak_share,
+        optimizer,
+        config.bf16,
+        config.scale.strategy == "fsdp",
     )
 
 
 def _one_process(config: RunConfig, stage: Stage, batch_size: int) -> RunConfig:
     section = getattr(config, stage)
-    optimizer = replace(section.optimizer, batch_size=batch_size)
+    # Moments of 8 bits are reckoned from those of 32: bitsandbytes knows no fake tensors.
+    optimizer = replace(section.optimizer, batch_size=batch_size, bits=32)
     if stage == "autoencoder":
         return replace(config, autoencoder=replace(section, optimizer=optimizer))
     if stage == "teacher":

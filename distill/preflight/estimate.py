@@ -5,6 +5,7 @@ Owns the arithmetic, the verdict and the remedies. Runs nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from distill.config import OptimizerConfig, RunConfig
 from distill.preflight.cards import GIB, Card
 from distill.preflight.rehearsal import Footprint
 from distill.preflight.tracker import Kind
+
+_DEALT_OUT = (Kind.WEIGHTS, Kind.GRADIENTS, Kind.OPTIMIZER, Kind.EMA)
+# A byte for four, and a scale of four bytes for every block of 256. Source: arXiv:2110.02861.
+_SHARE_OF_EIGHT_BITS = (1 + 4 / 256) / 4
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Estimate:
         peak_share: assumed share of the card's bf16 rate.
         optimizer: of the stage, with the whole batch.
         has_half: matrix products are in bf16.
+        is_dealt_out: what is trained is dealt out over the processes ("fsdp"), not held by each.
     """
 
     stage: str
@@ -36,13 +42,24 @@ class Estimate:
     peak_share: float
     optimizer: OptimizerConfig
     has_half: bool
+    is_dealt_out: bool = False
 
     @property
     def by_kind(self) -> dict[str, int]:
         """Bytes at the highest moment of an iteration."""
-        kinds = {kind.value: self.footprint.by_kind.get(kind, 0) for kind in Kind}
-        if self.num_gpus > 1:  # what is sent to the other processes is gathered in buckets
-            kinds["buckets of gradients to send"] = self.footprint.by_kind.get(Kind.GRADIENTS, 0)
+        counted = {kind: self.footprint.by_kind.get(kind, 0) for kind in Kind}
+        if self.optimizer.bits == 8:
+            counted[Kind.OPTIMIZER] = int(counted[Kind.OPTIMIZER] * _SHARE_OF_EIGHT_BITS)
+        more: dict[str, int] = {}
+        if self.num_gpus > 1 and self.is_dealt_out:
+            weights = counted[Kind.WEIGHTS]
+            for kind in _DEALT_OUT:
+                counted[kind] = -(-counted[kind] // self.num_gpus)
+            # Parts are gathered one after the other; all of them at once is the most it can be.
+            more["gathered weights, at most"] = weights // 2 if self.has_half else weights
+        elif self.num_gpus > 1:  # what is sent to the other processes is gathered in buckets
+            more["buckets of gradients to send"] = counted[Kind.GRADIENTS]
+        kinds = {kind.value: num_bytes for kind, num_bytes in counted.items()} | more
         return {name: num_bytes for name, num_bytes in kinds.items() if num_bytes}
 
     @property
@@ -84,6 +101,8 @@ class Estimate:
                 f"halve {field} (now {self.optimizer.batch_size}), or use twice the GPUs: "
                 f"about {saved / 2 / GIB:.1f} GiB less",
             )
+        if self.stage == "student":
+            yield from self._remedies_of_scale(config, per_gpu, saved)
         if not config.bf16:
             yield saved // 3, "bf16=true: smaller activations"
         side = config.data.image_size_px
@@ -95,8 +114,36 @@ class Estimate:
                 "a smaller network, or a card with more memory: weights, gradients and optimizer "
                 "state do not depend on the batch",
             )
+        if self.optimizer.bits == 32 and not self.is_dealt_out:
+            yield (
+                int(optimizer * (1 - _SHARE_OF_EIGHT_BITS)),
+                f"{self.stage}.optimizer.bits=8: about "
+                f"{optimizer * (1 - _SHARE_OF_EIGHT_BITS) / GIB:.1f} GiB less",
+            )
         if self.footprint.sheet_bytes > sum(self.by_kind.values()):
             yield self.footprint.sheet_bytes, "the sheet of samples is the highest moment"
+
+    def _remedies_of_scale(
+        self, config: RunConfig, per_gpu: int, saved: int
+    ) -> Iterator[tuple[int, str]]:
+        scale, kinds = config.scale, self.footprint.by_kind
+        size = min(per_gpu, scale.micro_batch_size or per_gpu)
+        if size > 1:
+            yield saved // 2 + 1, f"scale.micro_batch_size={size // 2}: the same batch in parts"
+        student = config.student
+        is_decoded = student.method == "add" and (
+            student.distill_space == "pixel" or student.discriminator.features == "vision"
+        )
+        missing = [n for n in ("decoder", "student") if n not in scale.recompute]
+        if not is_decoded and "decoder" in missing:
+            missing.remove("decoder")
+        if missing:
+            names = json.dumps([*scale.recompute, missing[0]])
+            yield 2 * saved // 3, f"scale.recompute={names}: its activations are computed twice"
+        if self.num_gpus > 1 and not self.is_dealt_out:
+            trained = sum(kinds.get(kind, 0) for kind in _DEALT_OUT)
+            less = trained - trained // self.num_gpus
+            yield less, f"scale.strategy=fsdp: about {less / GIB:.1f} GiB less"
 
     def as_plain(self, config: RunConfig) -> dict[str, Any]:
         """All figures for JSON."""

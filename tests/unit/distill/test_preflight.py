@@ -15,7 +15,7 @@ from distill_fixtures import tiny_config
 from peak_memory import measured_peak
 
 from distill.__main__ import main
-from distill.config import ConfigError
+from distill.config import ConfigError, override
 from distill.preflight.cards import Card, card_called, card_of
 from distill.preflight.estimate import Estimate
 from distill.preflight.parts import builder, words_of
@@ -134,6 +134,33 @@ def test_more_than_the_card_has_does_not_fit() -> None:
     assert not _estimate(card=Card("some", 11, None)).fits  # (11 - 1) * 0.95 GiB usable
     assert _estimate(num_gpus=2).peak_bytes == 12 * GIB
     assert "batch_size" in _estimate().remedies(tiny_config())[0]
+
+
+def test_what_is_dealt_out_is_divided_and_what_is_gathered_is_bounded() -> None:
+    dealt = _estimate(num_gpus=4, is_dealt_out=True)
+    # (2 + 2) / 4 of weights and gradients, 6 of activations, 1 of weights gathered in bf16.
+    assert dealt.peak_bytes == 8 * GIB
+    assert _estimate(num_gpus=1, is_dealt_out=True).peak_bytes == 10 * GIB
+
+
+def test_moments_of_eight_bits_are_a_quarter_and_their_scales() -> None:
+    footprint = Footprint({Kind.OPTIMIZER: 1024 * 2**20}, 0, 1, 1)
+    optimizer = tiny_config("student.optimizer.bits=8").student.optimizer
+    assert _estimate(footprint=footprint, optimizer=optimizer).peak_bytes == 260 * 2**20
+
+
+def test_remedies_name_the_fields_that_help() -> None:
+    base = tiny_config("student.optimizer.batch_size=8")
+    words = " ".join(_estimate(optimizer=base.student.optimizer).remedies(base))
+    for field in ('scale.recompute=["decoder"]', "scale.micro_batch_size=4", "optimizer.bits=8"):
+        assert field in words
+    assert "fsdp" not in words
+    in_latents = override(
+        base, ["student.distill_space=latent", 'scale.recompute=["student"]', "scale.strategy=fsdp"]
+    )
+    words = " ".join(_estimate(num_gpus=2, is_dealt_out=True).remedies(in_latents))
+    assert "recompute" not in words and "strategy" not in words and "bits" not in words
+    assert "scale.strategy=fsdp" in " ".join(_estimate(num_gpus=2).remedies(base))
 
 
 def test_cards_are_known_by_name_and_by_what_a_driver_calls_them() -> None:
