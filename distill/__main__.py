@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--preset", default="shapes_tiny", choices=sorted(PRESETS))
         command.add_argument("--out", type=Path, default=None, help="run folder (runs/NAME)")
         command.add_argument("--data", default=None, help="folder of pictures, Parquet or tars")
-        if name in ("precompute", "preflight", "train", "evaluate", "export"):
+        if name in ("precompute", "preflight", "train", "evaluate", "export", "ablation"):
             command.add_argument(
                 "--teacher", default=None, help="diffusers folder or hub name (the run's own)"
             )

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from distill.config import ConfigError, RunConfig
 from distill.presets.miniatures import ablation_cpu, ablation_gpu, ablation_tiny
+from distill.presets.paper import add_m, add_xl
 from distill.presets.small import emoji_cpu, emoji_gpu, emoji_many, own_cpu, shapes_tiny
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "add_m": add_m,
+    "add_xl": add_xl,
     "ablation_cpu": ablation_cpu,
     "ablation_gpu": ablation_gpu,
     "ablation_tiny": ablation_tiny,
