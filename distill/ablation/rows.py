@@ -110,7 +110,7 @@ ROWS: tuple[Row, ...] = (
         "regression_teacher",
         "baselines",
         "regression on the teacher's pictures",
-        ("student.method=regression", "student.teacher_steps=25"),
+        ("student.method=regression", "student.teacher_steps=10"),
     ),
     Row(
         "init_random",
