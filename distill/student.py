@@ -25,12 +25,13 @@ from distill.methods.registry import build_method
 from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning, predict
 from distill.networks.features import freeze
+from distill.networks.lora import LORA_FOLDER, fused, lora_state, save_lora, with_lora
 from distill.networks.unet import to_device
 from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained
 from distill.teachers.base import Teacher
-from distill.training.checkpoint import Ema, averaged
+from distill.training.checkpoint import Ema, averaged, load_trained_state, trained_state
 from distill.training.device import half_precision
 from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec, TextSpec
@@ -52,7 +53,12 @@ def timesteps_by_steps(timesteps: tuple[int, ...]) -> dict[int, tuple[int, ...]]
 
 
 def initial_student(teacher: UNet2DConditionModel, config: StudentConfig) -> UNet2DConditionModel:
-    """The student before training: the teacher's copy, or the same network with random weights."""
+    """The student before training: the teacher's copy, or the same network with random weights.
+
+    With a rank, the teacher's own weights, frozen, and factors that change nothing yet.
+    """
+    if config.lora.rank:
+        return with_lora(teacher, config.lora).train()
     if config.initialise == "teacher":
         return copy.deepcopy(teacher).train().requires_grad_(True)
     student = UNet2DConditionModel.from_config(teacher.config)
@@ -116,7 +122,7 @@ class StudentTrainer:
         settings, modules = self.optimizer, self.method.modules
         betas = (settings.beta1, settings.beta2)
         student = torch.optim.AdamW(
-            self.student.parameters(),
+            [p for p in self.student.parameters() if p.requires_grad],
             lr=settings.lr,
             betas=betas,
             weight_decay=settings.weight_decay,
@@ -200,7 +206,7 @@ class StudentTrainer:
         """
         others = self._trained.modules_optimizer
         return {
-            "student": self.student.state_dict(),
+            "student": trained_state(self.student),
             "modules": self.method.modules.state_dict(),
             "adam_student": self._trained.student_optimizer.state_dict(),
             "adam_modules": None if others is None else others.state_dict(),
@@ -210,7 +216,7 @@ class StudentTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.student.load_state_dict(state["student"])
+        load_trained_state(self.student, state["student"])
         self.method.modules.load_state_dict(state["modules"])
         self._trained.student_optimizer.load_state_dict(state["adam_student"])
         if self._trained.modules_optimizer is not None:
@@ -219,9 +225,16 @@ class StudentTrainer:
         self.iteration = int(state["iteration"])
 
     def save_model(self, folder: Path) -> None:
-        """Write the averaged student and the text encoder that it was trained with."""
+        """Write the averaged student and the text encoder that it was trained with.
+
+        Trained factors are written by themselves too, in lora/; unet/ holds them fused.
+        """
         with averaged(self.student, self.ema):
-            self.student.save_pretrained(folder / "unet")
+            if self.config.lora.rank:
+                save_lora(folder / LORA_FOLDER, lora_state(self.student))
+                fused(self.student).save_pretrained(folder / "unet")
+            else:
+                self.student.save_pretrained(folder / "unet")
         self.text.save(folder)
 
 

@@ -16,7 +16,7 @@ from distill.config.sections import (
     TextConfig,
     UnetConfig,
 )
-from distill.config.student import DiscriminatorConfig, DistillWeight, StudentConfig
+from distill.config.student import DiscriminatorConfig, DistillWeight, LoraConfig, StudentConfig
 
 __all__ = [
     "AlarmConfig",
@@ -26,6 +26,7 @@ __all__ = [
     "DiscriminatorConfig",
     "DistillWeight",
     "GuardConfig",
+    "LoraConfig",
     "OptimizerConfig",
     "RunConfig",
     "StudentConfig",

@@ -10,7 +10,7 @@ from typing import Any
 from distill.config.errors import ConfigError
 from distill.config.guard import GuardConfig, TrackConfig, guard_rules
 from distill.config.overrides import as_plain, build, flat
-from distill.config.rules import method_rules, network_rules, schedule_rules
+from distill.config.rules import lora_rules, method_rules, network_rules, schedule_rules
 from distill.config.sections import (
     AutoencoderConfig,
     DataConfig,
@@ -76,7 +76,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is trained."""
         for is_wrong, message in chain(
-            schedule_rules(self), method_rules(self), network_rules(self), guard_rules(self.guard)
+            schedule_rules(self),
+            method_rules(self),
+            lora_rules(self),
+            network_rules(self),
+            guard_rules(self.guard),
         ):
             if is_wrong:
                 raise ConfigError(message)
