@@ -93,7 +93,7 @@ def lora_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
     )
     yield (
         lora.rank > 0 and run.student.initialise == "random",
-        "student.lora.rank keeps the teacher's weights, student.initialise=\"random\" has none: "
+        'student.lora.rank keeps the teacher\'s weights, student.initialise="random" has none: '
         'set student.initialise="teacher", or student.lora.rank=0',
     )
 
