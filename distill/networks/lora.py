@@ -47,10 +47,6 @@ def with_lora(unet: UNet2DConditionModel, config: LoraConfig) -> UNet2DCondition
         ),
         _ADAPTER,
     )
-    for layer in _adapted_layers(adapted).values():
-        # Autocast chooses the precision: else what comes in half is made whole for the factors,
-        # and kept in both.
-        layer.cast_input_dtype_enabled = False
     return adapted
 
 
@@ -77,14 +73,12 @@ def _ending(name: str) -> str:
     return f"{_ending(before)}.{last}" if last.isdigit() else last
 
 
-def _adapted_layers(unet: nn.Module) -> dict[str, LoraLayer]:
-    return {name: part for name, part in unet.named_modules() if isinstance(part, LoraLayer)}
-
-
 def lora_state(unet: nn.Module) -> dict[str, torch.Tensor]:
     """The factors by name, alpha / rank multiplied in: their product is the whole difference."""
     state = {}
-    for name, layer in _adapted_layers(unet).items():
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
         down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
         state[f"{name}.lora_A.weight"] = down.detach()
         state[f"{name}.lora_B.weight"] = up.detach() * layer.scaling[_ADAPTER]
