@@ -176,7 +176,8 @@ def read_snapshot(path: Path) -> dict[str, Any]:
 
 def trained_state(model: nn.Module) -> dict[str, Any]:
     """A model's state without the parameters that are never trained."""
-    frozen = _frozen_names(model)
+    every = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in every if not parameter.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
@@ -186,15 +187,10 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: the state is of a model of another form.
     """
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = {*unexpected, *missing} - _frozen_names(model)
+    wrong = state.keys() ^ trained_state(model).keys()
     if wrong:
         raise RuntimeError(f"the state does not fit the model: {', '.join(sorted(wrong))}")
-
-
-def _frozen_names(model: nn.Module) -> set[str]:
-    every = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in every if not parameter.requires_grad}
+    model.load_state_dict(state, strict=False)
 
 
 class Ema:
