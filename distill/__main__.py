@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distill.ablation.options import add_ablation_options
@@ -79,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
             add_ablation_options(command)
         if name == "export":
             command.add_argument("--to", type=Path, default=None, help="folder to write")
+    text = "write a student's difference from its teacher as a LoRA of a given rank"
+    extract = commands.add_parser("extract-lora", help=text, description=text)
+    for name, text in (("teacher", "it was made from"), ("student", "every weight trained")):
+        extract.add_argument(
+            f"--{name}",
+            type=Path,
+            required=True,
+            metavar="FOLDER",
+            help=f"diffusers folder; {text}",
+        )
+    extract.add_argument("--rank", type=int, required=True, help="of every layer's factors")
+    extract.add_argument("--out", type=Path, default=None, help="folder to write (STUDENT-lora)")
     text = "write one page of a run's figures, curves and pictures"
     add_report_options(commands.add_parser("report", help=text, description=text))
     return parser
@@ -103,6 +117,24 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _extract_lora(args: argparse.Namespace) -> int:
+    with _named_extra():
+        from distill.export.lora import extract_lora
+
+    for line in extract_lora(args.teacher, args.student, args.rank, args.out).lines():
+        print(line)
+    return 0
+
+
+@contextmanager
+def _named_extra() -> Iterator[None]:
+    """Tell how to install what is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"training needs {error.name}: pip install 'onestep[distill]'") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code.
 
@@ -113,15 +145,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "report":
             return _report(args)
+        if args.command == "extract-lora":
+            return _extract_lora(args)
         config = _config(args)
         run = args.out or Path("runs") / config.name
         # The stages load torch; --help and a wrong field should not wait for it.
-        try:
+        with _named_extra():
             from distill import stages
-        except ImportError as error:
-            raise ConfigError(
-                f"training needs {error.name}: pip install 'onestep[distill]'"
-            ) from error
         return stages.run(args.command, config, run, args)
     except ConfigError as error:
         print(f"onestep-distill: {error}", file=sys.stderr)

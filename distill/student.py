@@ -27,15 +27,16 @@ from distill.methods.registry import build_method
 from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning, predict
 from distill.networks.features import freeze
+from distill.networks.lora import LORA_FOLDER, fused, lora_state, save_lora, with_lora
 from distill.networks.unet import to_device
 from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained
 from distill.teachers.base import Teacher
-from distill.training.checkpoint import Ema, averaged
+from distill.training.checkpoint import Ema, averaged, load_trained_state, trained_state
 from distill.training.device import half_precision
 from distill.training.optimizers import adamw
-from distill.training.processes import ALONE, Processes, load_optimizer, load_weights, whole
+from distill.training.processes import ALONE, Processes, load_optimizer, whole
 from engines.noise import unit_noise
 from engines.spec import LatentSpec, ModelSpec, TextSpec
 
@@ -56,7 +57,12 @@ def timesteps_by_steps(timesteps: tuple[int, ...]) -> dict[int, tuple[int, ...]]
 
 
 def initial_student(teacher: UNet2DConditionModel, config: StudentConfig) -> UNet2DConditionModel:
-    """The student before training: the teacher's copy, or the same network with random weights."""
+    """The student before training: the teacher's copy, or the same network with random weights.
+
+    With a rank, the teacher's own weights, frozen, and factors that change nothing yet.
+    """
+    if config.lora.rank:
+        return with_lora(teacher, config.lora).train()
     if config.initialise == "teacher":
         return copy.deepcopy(teacher).train().requires_grad_(True)
     student = UNet2DConditionModel.from_config(teacher.config)
@@ -144,7 +150,8 @@ class StudentTrainer:
             {k: share(m, config, is_large=k == FAKE_SCORE) for k, m in modules.items()}
         )
         network = share(self.student, config, is_large=True)
-        student = adamw(self.student.parameters(), self.optimizer)
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        student = adamw(trained, self.optimizer)
         others = None
         if len(modules):
             groups = [{"params": m.parameters(), "lr": self._lr_of(k)} for k, m in modules.items()]
@@ -219,7 +226,7 @@ class StudentTrainer:
         """
         others = self._trained.modules_optimizer
         return {
-            "student": self.student.state_dict(),
+            "student": trained_state(self.student),
             "modules": self.method.modules.state_dict(),
             "adam_student": self._trained.student_optimizer.state_dict(),
             "adam_modules": None if others is None else others.state_dict(),
@@ -229,8 +236,8 @@ class StudentTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        load_weights(self.student, state["student"])
-        load_weights(self.method.modules, state["modules"])
+        load_trained_state(self.student, state["student"])
+        load_trained_state(self.method.modules, state["modules"])
         load_optimizer(self._trained.student_optimizer, state["adam_student"])
         if self._trained.modules_optimizer is not None:
             load_optimizer(self._trained.modules_optimizer, state["adam_modules"])
@@ -238,7 +245,10 @@ class StudentTrainer:
         self.iteration = int(state["iteration"])
 
     def save_model(self, folder: Path) -> None:
-        """Write the averaged student and the text encoder that it was trained with."""
+        """Write the averaged student and the text encoder that it was trained with.
+
+        Trained factors are written by themselves too, in lora/; unet/ holds them fused.
+        """
         weights = whole(self.ema.weights)
         if not self.processes.is_main:
             return
@@ -249,8 +259,15 @@ class StudentTrainer:
             student.save_pretrained(folder / "unet")
         else:
             with averaged(self.student, self.ema):
-                self.student.save_pretrained(folder / "unet")
+                self._save_unet(folder)
         self.text.save(folder)
+
+    def _save_unet(self, folder: Path) -> None:
+        unet = self.student
+        if self.config.lora.rank:
+            save_lora(folder / LORA_FOLDER, lora_state(self.student))
+            unet = fused(self.student)
+        unet.save_pretrained(folder / "unet")
 
 
 def student_spec(config: RunConfig, codec: Codec, text: TextSpec) -> ModelSpec:

@@ -17,7 +17,7 @@ from distill.config.sections import (
     TextConfig,
     UnetConfig,
 )
-from distill.config.student import DiscriminatorConfig, DistillWeight, StudentConfig
+from distill.config.student import DiscriminatorConfig, DistillWeight, LoraConfig, StudentConfig
 
 __all__ = [
     "AlarmConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "DiscriminatorConfig",
     "DistillWeight",
     "GuardConfig",
+    "LoraConfig",
     "OptimizerConfig",
     "RunConfig",
     "ScaleConfig",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from distill.config.sections import OptimizerConfig
-from distill.config.student import StudentConfig
+from distill.config.student import LoraConfig, StudentConfig
 
 if TYPE_CHECKING:
     from distill.config.run import RunConfig
@@ -73,6 +73,29 @@ def method_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
         ("discriminator.noise_scale", student.discriminator.noise_scale),
     ):
         yield number is not None and number <= 0, f"student.{name} must be above 0"
+
+
+def lora_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
+    lora = run.student.lora
+    yield lora.rank < 0, "student.lora.rank must be at least 1, or 0 to train every weight"
+    yield (
+        lora.rank == 0 and lora != LoraConfig(),
+        "student.lora has no meaning without a rank: set student.lora.rank to at least 1, or "
+        "leave student.lora.alpha and target_modules as they are",
+    )
+    yield (
+        lora.alpha is not None and lora.alpha <= 0,
+        "student.lora.alpha must be above 0, or null for the rank",
+    )
+    yield (
+        not lora.target_modules or not all(lora.target_modules),
+        'student.lora.target_modules must name layers of the UNet, such as ["to_q","to_v"]',
+    )
+    yield (
+        lora.rank > 0 and run.student.initialise == "random",
+        'student.lora.rank keeps the teacher\'s weights, student.initialise="random" has none: '
+        'set student.initialise="teacher", or student.lora.rank=0',
+    )
 
 
 def schedule_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from distill.config.errors import ConfigError
 from distill.config.guard import GuardConfig, TrackConfig, guard_rules
 from distill.config.overrides import as_plain, build, flat
-from distill.config.rules import method_rules, network_rules, schedule_rules
+from distill.config.rules import lora_rules, method_rules, network_rules, schedule_rules
 from distill.config.scale import ScaleConfig, scale_rules
 from distill.config.sections import (
     AutoencoderConfig,
@@ -81,6 +81,7 @@ class RunConfig:
         for is_wrong, message in chain(
             schedule_rules(self),
             method_rules(self),
+            lora_rules(self),
             network_rules(self),
             scale_rules(self),
             guard_rules(self.guard),

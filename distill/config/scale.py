@@ -46,3 +46,7 @@ def scale_rules(run: RunConfig) -> Iterator[tuple[bool, str]]:
         'student.optimizer.bits=8 does not go with scale.strategy="fsdp", which deals the '
         "optimizer's state out already: choose one of the two",
     )
+    yield (
+        run.scale.strategy == "fsdp" and run.student.lora.rank > 0,
+        'student.lora.rank trains too few weights to deal out: set scale.strategy="ddp"',
+    )

@@ -63,6 +63,23 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank factors in the place of every weight. Source: arXiv:2106.09685; not in the paper.
+
+    Attributes:
+        rank: of the factors; 0 trains every weight of the student.
+        alpha: the factors' product is multiplied by alpha / rank; None takes the rank, and
+            multiplies by 1.
+        target_modules: which linear and convolution layers of the UNet get factors: the ends of
+            their names.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
 class StudentConfig:
     """Distillation of a student. Source: arXiv:2311.17042, section 3, where nothing else is said.
 
@@ -92,6 +109,7 @@ class StudentConfig:
             None takes the method's own: 5 for "dmd2" (arXiv:2405.14867, section 4.2), else 1.
         fake_score_lr: of the second network of "dmd2"; None takes the student's, as the authors'
             code does, without its warm-up and decay.
+        lora: train low-rank factors beside the teacher's frozen weights.
     """
 
     method: MethodName = "add"
@@ -114,6 +132,7 @@ class StudentConfig:
     critic_steps: int | None = None
     fake_score_lr: float | None = None
     ema_decay: float = 0.999
+    lora: LoraConfig = field(default_factory=LoraConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, beta1=0.0, beta2=0.99)

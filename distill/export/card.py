@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.config import RunConfig
 from distill.export.schedulers import is_evenly_spread
+from distill.networks.lora import LORA_FILE, LORA_FOLDER
 
 # Licences under which the teachers' weights are given; a student of theirs is bound by them.
 _TEACHER_LICENSES = {
@@ -23,6 +24,14 @@ _PIPELINE_LINES = """\
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained(folder)
+image = pipe(prompt, num_inference_steps=1, guidance_scale=0.0).images[0]
+"""
+_ADAPTER_LINES = """\
+from diffusers import LCMScheduler, {pipeline}
+
+pipe = {pipeline}.from_pretrained(teacher)
+pipe.load_lora_weights(f"{{folder}}/lora")
+pipe.scheduler = LCMScheduler.from_pretrained(f"{{folder}}/scheduler")
 image = pipe(prompt, num_inference_steps=1, guidance_scale=0.0).images[0]
 """
 _PARTS_LINES = """\
@@ -61,6 +70,8 @@ def model_card(config: RunConfig, folder: Path, pipeline: str | None) -> str:
     if (folder / "grid.webp").is_file():
         parts.append("![One picture per concept, in one step](grid.webp)")
     parts += ["## Use", _use(config, pipeline)]
+    if (folder / LORA_FOLDER).is_dir():
+        parts.append(_adapter(config, pipeline))
     figures = _figures(folder / "evaluation.json")
     if figures:
         parts += ["## Figures", figures]
@@ -118,6 +129,20 @@ def _use(config: RunConfig, pipeline: str | None) -> str:
     return text
 
 
+def _adapter(config: RunConfig, pipeline: str | None) -> str:
+    """How to use the student as what it adds to its teacher."""
+    what = (
+        f"`{LORA_FOLDER}/` holds the same student as an adapter, a LoRA of rank "
+        f"{config.student.lora.rank}, to put on its teacher"
+    )
+    if pipeline is None:
+        return (
+            f'{what}\'s UNet: `unet.load_lora_adapter(f"{{folder}}/{LORA_FOLDER}", '
+            f'prefix="unet", weight_name="{LORA_FILE}")`.'
+        )
+    return f"{what}:\n\n```python\n{_ADAPTER_LINES.format(pipeline=pipeline)}```"
+
+
 def _training(config: RunConfig) -> str:
     student = config.student
     optimizer = student.optimizer
@@ -131,6 +156,10 @@ def _training(config: RunConfig) -> str:
         "distillation weight": f"{student.distill_weight}, times {student.lambda_distill:g}",
         "data": Path(config.data.path).name,
     }
+    if student.lora.rank:
+        rows["trained"] = (
+            f"factors of rank {student.lora.rank} on {', '.join(student.lora.target_modules)}"
+        )
     if config.attribution:
         rows["attribution"] = config.attribution
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

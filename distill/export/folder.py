@@ -24,6 +24,7 @@ from distill.export.provenance import PROVENANCE_FILE, provenance
 from distill.export.schedulers import student_scheduler
 from distill.networks.codec import Codec
 from distill.networks.encoders import BOS, EOS, TextEncoder
+from distill.networks.lora import LORA_FOLDER
 from distill.student import student_spec
 from distill.teachers.folder import INDEX_FILE, TeacherFolder
 from distill.teachers.load import foreign_teacher
@@ -92,6 +93,8 @@ def export_student(config: RunConfig, run: Path, out: Path) -> None:
         _add_special_tokens(partial / "tokenizer" / "tokenizer.json")
     if parts.pipeline is not None:
         write_json(partial / INDEX_FILE, _index(partial, parts))
+    if (student / LORA_FOLDER).is_dir():  # no part of the pipeline, so not in its index
+        shutil.copytree(student / LORA_FOLDER, partial / LORA_FOLDER)
     _write_records(config, run, partial, parts)
     if parts.text is not None:
         student_spec(config, parts.codec, parts.text).save(partial)

@@ -133,9 +133,11 @@ class Parts:
         """Tell the tracker what the standing tensors are."""
         trained = {id(p) for p in self.trained}
         for network in self.networks:
+            # Of a network some of whose weights are trained, the others are frozen all the same.
+            frozen = [p for p in network.parameters() if id(p) not in trained]
             is_trained = any(id(p) in trained for p in network.parameters())
-            kind = Kind.WEIGHTS if is_trained else Kind.FROZEN
-            tracker.label([*network.parameters(), *network.buffers()], kind)
+            tracker.label(frozen, Kind.FROZEN)
+            tracker.label(network.buffers(), Kind.WEIGHTS if is_trained else Kind.FROZEN)
         tracker.label(self.trained, Kind.WEIGHTS)
         for average in self.averages:
             tracker.label(average.weights.values(), Kind.EMA)

@@ -94,9 +94,7 @@ def ablation_cpu() -> RunConfig:
             ),
         ),
         student=_student(
-            OptimizerConfig(
-                lr=3e-4, beta1=0.5, batch_size=8, warmup_iterations=20, iterations=300
-            ),
+            OptimizerConfig(lr=3e-4, beta1=0.5, batch_size=8, warmup_iterations=20, iterations=300),
             (0, 120),
         ),
         sample_every=1000,

@@ -176,8 +176,37 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     return state
 
 
+def trained_state(model: nn.Module) -> dict[str, Any]:
+    """A model's state without the parameters that are never trained."""
+    every = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in every if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+@torch.no_grad()
+def load_trained_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a model of the same form what `trained_state` took; its frozen parameters stay.
+
+    Args:
+        model: whole, or dealt out over processes.
+        state: whole tensors, or dealt out as the model's are.
+
+    Raises:
+        RuntimeError: the state is of a model of another form.
+    """
+    own = trained_state(model)
+    wrong = state.keys() ^ own.keys()
+    if wrong:
+        raise RuntimeError(f"the state does not fit the model: {', '.join(sorted(wrong))}")
+    wrong = {name for name in own if own[name].shape != state[name].shape}
+    if wrong:
+        raise RuntimeError(f"size mismatch for {', '.join(sorted(wrong))}")
+    for name, tensor in own.items():
+        local(tensor).copy_(local(dealt_like(state[name], tensor)))
+
+
 class Ema:
-    """Exponential moving average of a model's parameters, kept beside it.
+    """Exponential moving average of a model's trained parameters, kept beside it.
 
     The decay ramps up as (1 + n) / (10 + n) so that the first iterations do not linger.
     """
@@ -186,14 +215,14 @@ class Ema:
         """Start from the model's present weights."""
         self.decay = decay
         self.num_updates = 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.weights = {k: v.detach().clone() for k, v in trained_state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        current = model.state_dict()
+        current = trained_state(model)
         floats = [k for k, v in self.weights.items() if v.is_floating_point()]
         torch._foreach_lerp_(
             [local(self.weights[k]) for k in floats], [local(current[k]) for k in floats], 1 - decay
@@ -203,7 +232,7 @@ class Ema:
 
     def copy_to(self, model: nn.Module) -> None:
         """Give the averaged weights to a model of the same form."""
-        _assign(model, self.weights)
+        load_trained_state(model, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -217,21 +246,15 @@ class Ema:
             local(own).copy_(local(dealt_like(value, own)))
 
 
-@torch.no_grad()
-def _assign(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    for key, own in model.state_dict().items():
-        local(own).copy_(local(weights[key]))
-
-
 @contextmanager
 def averaged(model: nn.Module, ema: Ema) -> Iterator[None]:
     """Lend the averaged weights to a model for a while."""
-    own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    own = {key: value.detach().clone() for key, value in trained_state(model).items()}
     was_training = model.training
     ema.copy_to(model)
     model.eval()
     try:
         yield
     finally:
-        _assign(model, own)
+        load_trained_state(model, own)
         model.train(was_training)

@@ -201,7 +201,7 @@ def whole(state: Any) -> Any:
 
 def dealt_like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """A whole tensor, dealt out as another of its shape is; every process has the whole one."""
-    if not isinstance(pattern, DTensor):
+    if not isinstance(pattern, DTensor) or isinstance(value, DTensor):
         return value
     mesh = pattern.device_mesh
     shards = value.to(pattern.device)
@@ -217,23 +217,6 @@ def dealt_like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         shape=pattern.shape,
         stride=pattern.stride(),
     )
-
-
-def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a network whole tensors by name, whether it is dealt out or not.
-
-    Raises:
-        RuntimeError: names or shapes differ.
-    """
-    own = network.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in own.values()):
-        network.load_state_dict(weights)
-        return
-    if own.keys() != weights.keys():
-        raise RuntimeError(f"other tensors: {sorted(own.keys() ^ weights.keys())[:3]}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            local(tensor).copy_(local(dealt_like(weights[name], tensor)))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

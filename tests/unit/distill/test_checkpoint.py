@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from distill.training.checkpoint import (
     Ema,
     averaged,
     load_snapshot,
+    load_trained_state,
     save_snapshot,
     snapshot_path,
     snapshot_paths,
+    trained_state,
 )
 
 
@@ -181,3 +184,41 @@ def test_the_average_is_lent_and_taken_back() -> None:
     assert model.weight.tolist() == [1.0, 1.0]
     assert model.training
     assert ema.weights["weight"].tolist() == [4.0, 4.0]
+
+
+def _partly_frozen(value: float) -> nn.Module:
+    model = _model(value)
+    model.bias.requires_grad_(False).fill_(value)
+    return model
+
+
+def test_frozen_parameters_are_neither_kept_nor_averaged() -> None:
+    names = {"weight", "running_mean", "running_var", "num_batches_tracked"}
+    model, other = _partly_frozen(1.0), _partly_frozen(5.0)
+    assert trained_state(_model(1.0)).keys() == names | {"bias"}
+    assert trained_state(model).keys() == names
+    load_trained_state(other, trained_state(model))
+    assert (other.weight.tolist(), other.bias.tolist()) == ([1.0, 1.0], [5.0, 5.0])
+    ema = Ema(model, decay=0.5)
+    assert ema.weights.keys() == names
+    ema.update(other)
+    with averaged(other, ema):
+        assert other.bias.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bias": torch.zeros(2)}, "does not fit the model: bias"),
+        ({"weight": None}, "does not fit the model: weight"),
+        ({"other": torch.zeros(2)}, "does not fit the model: other"),
+        ({"weight": torch.zeros(3)}, "size mismatch for weight"),
+    ],
+)
+def test_the_state_of_another_form_is_refused(change: dict[str, Any], words: str) -> None:
+    state = {**trained_state(_partly_frozen(1.0)), **change}
+    state = {name: value for name, value in state.items() if value is not None}
+    model = _partly_frozen(2.0)
+    with pytest.raises(RuntimeError, match=words):
+        load_trained_state(model, state)
+    assert model.bias.tolist() == [2.0, 2.0]

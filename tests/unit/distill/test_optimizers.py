@@ -85,3 +85,5 @@ def test_settings_that_cannot_work_are_refused() -> None:
         override(base, ["student.optimizer.bits=8", "scale.strategy=fsdp"])
     with pytest.raises(ConfigError, match=r"scale\.micro_batch_size"):
         override(base, ["scale.micro_batch_size=0"])
+    with pytest.raises(ConfigError, match=r"student\.lora\.rank .*ddp"):
+        override(base, ["student.lora.rank=4", "scale.strategy=fsdp"])

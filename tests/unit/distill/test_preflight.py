@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_fixtures import tiny_config
+from distill_fixtures import tiny_config, tiny_unet
 from peak_memory import measured_peak
 
 from distill.__main__ import main
@@ -189,6 +189,20 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert said["fits"] and said["is_estimate"]
     assert said["peak_bytes"] >= sum(said["bytes_by_kind"].values()) > 10**7
     assert said["flops_per_iteration"] > 10**8
+
+
+def test_frozen_weights_of_a_partly_trained_network_count_as_frozen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*TINY, "--json", "--set", "student.lora.rank=2"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    kinds, trained_bytes = said["bytes_by_kind"], 4 * said["num_trained"]
+    unet_bytes = 4 * sum(p.numel() for p in tiny_unet().parameters())
+    slack_bytes = 512 * 200  # every tensor rounded up to a block
+    assert kinds["weights"] == pytest.approx(trained_bytes, abs=slack_bytes)
+    assert kinds["weights"] + kinds["EMA"] < unet_bytes / 2
+    # Teacher and student hold the same weights, once.
+    assert unet_bytes < kinds["frozen networks"] < 1.5 * unet_bytes
 
 
 def test_the_command_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
