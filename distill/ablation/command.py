@@ -36,9 +36,20 @@ class _Ablation:
     workshop: Workshop
     bar: Any
 
+    def require_same(self, found: RunResult) -> None:
+        """Check that a finished run is of this ablation."""
+        found.require_same(self._made_of(found.row), self.folder)
+
+    def _made_of(self, name: str) -> dict[str, Any]:
+        if name != TEACHER:
+            return self.workshop.made_of(self.plan.configs[name])
+        made_of = self.workshop.made_of(self.workshop.config)
+        made_of = {k: v for k, v in made_of.items() if not k.startswith("student.")}
+        return made_of | {f"evaluation.{k}": v for k, v in self._asked_of_teacher().items()}
+
     def student(self, name: str, seed: int) -> RunResult:
         config, row = self.plan.configs[name], self.plan.rows[name]
-        made_of = self.workshop.made_of(config)
+        made_of = self._made_of(name)
         found = RunResult.load(self.folder, name, seed)
         if found is not None:
             found.require_same(made_of, self.folder)
@@ -59,9 +70,7 @@ class _Ablation:
         return result
 
     def teacher(self, seed: int) -> RunResult:
-        made_of = self.workshop.made_of(self.workshop.config)
-        made_of = {k: v for k, v in made_of.items() if not k.startswith("student.")}
-        made_of |= {f"evaluation.{k}": v for k, v in self._asked_of_teacher().items()}
+        made_of = self._made_of(TEACHER)
         found = RunResult.load(self.folder, TEACHER, seed)
         if found is not None:
             found.require_same(made_of, self.folder)
@@ -130,6 +139,8 @@ def run_ablation(config: RunConfig, folder: Path, options: AblationOptions) -> P
     workshop = Workshop(config, folder, options.evaluation)
     total = sum(c.student.optimizer.iterations for c in planned.configs.values())
     results: list[RunResult] = []
+    if options.is_finished_only:
+        return _tabulated(folder, planned, options, workshop)
     with tqdm(total=total * len(options.seeds), desc="ablation", unit="iteration") as bar:
         ablation = _Ablation(folder, planned, options, workshop, bar)
         try:
@@ -143,6 +154,19 @@ def run_ablation(config: RunConfig, folder: Path, options: AblationOptions) -> P
             raise Interrupted(
                 f"stopped after {len(results)} finished runs; continue with --resume"
             ) from error
+    return folder / PAGE_FILE
+
+
+def _tabulated(folder: Path, planned: Plan, options: AblationOptions, workshop: Workshop) -> Path:
+    names = [*planned.configs, *([TEACHER] if planned.has_teacher else [])]
+    found = [RunResult.load(folder, name, seed) for seed in options.seeds for name in names]
+    results = [result for result in found if result is not None]
+    if not results:
+        raise ConfigError(f"no finished run in {folder / RUNS}: leave out --finished to train")
+    ablation = _Ablation(folder, planned, options, workshop, None)
+    for result in results:
+        ablation.require_same(result)
+    ablation.write(results)
     return folder / PAGE_FILE
 
 

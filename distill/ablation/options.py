@@ -21,6 +21,7 @@ class AblationOptions:
         rows: names; empty takes all.
         seeds: of the students.
         resume: keep finished runs.
+        is_finished_only: tabulate them and train nothing.
         vision_model: transformers folder for the row that looks through one.
         evaluation: judges, numbers of pictures, the teacher's steps and guidance.
     """
@@ -28,6 +29,7 @@ class AblationOptions:
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     resume: bool
+    is_finished_only: bool
     vision_model: str | None
     evaluation: EvaluateOptions
 
@@ -47,7 +49,14 @@ class AblationOptions:
             raise ConfigError(f"--seeds takes different numbers from 0, got {args.seeds!r}")
         # Intervals are over seeds here.
         evaluation = replace(EvaluateOptions.read(args), has_intervals=False)
-        return cls(rows, seeds, bool(args.resume), args.vision, evaluation)
+        return cls(
+            rows,
+            seeds,
+            bool(args.resume or args.finished),
+            bool(args.finished),
+            args.vision,
+            evaluation,
+        )
 
 
 def add_ablation_options(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +66,9 @@ def add_ablation_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2")
     parser.add_argument("--resume", action="store_true", help="keep finished runs, train the rest")
+    parser.add_argument(
+        "--finished", action="store_true", help="tabulate the finished runs, train nothing"
+    )
     parser.add_argument(
         "--vision", default=None, metavar="FOLDER", help="vision model of one row's features"
     )

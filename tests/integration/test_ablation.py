@@ -91,3 +91,21 @@ def test_a_folder_with_runs_is_not_mixed_by_accident(
     changed = ("--seeds", "0", "--resume", "--set", "student.lambda_distill=1.0")
     assert _ablation(folder, judge, *changed) == 2
     assert "student.lambda_distill (was 2.5): remove it" in capsys.readouterr().err
+
+
+def test_what_is_finished_can_be_tabulated_without_training(
+    finished: Path, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "runs/full-seed1.json").unlink()
+    (folder / "ablation.md").unlink()
+    before = sorted((folder / "runs").iterdir())
+    assert _ablation(folder, judge, "--seeds", "0,1,2", "--finished") == 0
+    assert sorted((folder / "runs").iterdir()) == before
+    text = (folder / "ablation.md").read_text()
+    assert "ADD, full | 1 |" in text and "regression on the teacher's pictures | 2 |" in text
+    for path in (folder / "runs").iterdir():
+        path.unlink()
+    assert _ablation(folder, judge, "--finished") == 2
+    assert "leave out --finished to train" in capsys.readouterr().err
