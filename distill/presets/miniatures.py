@@ -70,8 +70,7 @@ def ablation_tiny() -> RunConfig:
 def ablation_cpu() -> RunConfig:
     """A hundred emoji in three styles, 64 px: two to three hours on two cores.
 
-    The heads look at little noise: on this teacher's one-step pictures, pooled features told real
-    from made at timesteps up to 60, and hardly at all once the range reached to 700.
+    The heads look at little noise, where there is something to see (docs/experiments.md).
     """
     return RunConfig(
         name="ablation",
@@ -122,7 +121,7 @@ def ablation_gpu() -> RunConfig:
             OptimizerConfig(
                 lr=1e-4, beta1=0.5, batch_size=64, warmup_iterations=100, iterations=3000
             ),
-            (20, 700),
+            (0, 120),
         ),
         num_threads=0,
     )

@@ -128,8 +128,9 @@ def own_cpu() -> RunConfig:
 
 def emoji_many() -> RunConfig:
     """Hundreds of emoji in five styles and other colours, 128 px: hours on one CPU core."""
+    base = emoji_cpu()
     return replace(
-        emoji_cpu(),
+        base,
         description="466 emoji in five styles, 128 px, drawn in one step",
         data=DataConfig(
             path="emoji_train.parquet",
@@ -144,6 +145,10 @@ def emoji_many() -> RunConfig:
             optimizer=OptimizerConfig(
                 lr=1e-3, warmup_iterations=200, decay_fraction=0.25, iterations=40000
             ),
+        ),
+        student=replace(
+            base.student,
+            discriminator=replace(base.student.discriminator, noise_timesteps=(0, 120)),
         ),
         compile=True,
     )
@@ -175,7 +180,7 @@ def emoji_gpu() -> RunConfig:
                 features="teacher",
                 image_model=None,
                 condition="text",
-                noise_timesteps=(0, 400),
+                noise_timesteps=(0, 120),
                 lr=5e-4,
             ),
             optimizer=OptimizerConfig(
