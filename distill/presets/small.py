@@ -95,18 +95,13 @@ def own_cpu() -> RunConfig:
         name="own",
         data=DataConfig(path="pictures", image_size_px=64),
         autoencoder=AutoencoderConfig(
-            latent_channels=8,
-            block_out_channels=(16, 32, 64),
-            encoder_layers=(0, 1, 1),
-            decoder_layers=(0, 1, 2),
-            crop_px=64,
-            optimizer=OptimizerConfig(lr=2e-3, iterations=2000),
+            optimizer=OptimizerConfig(lr=2e-3, batch_size=8, iterations=1000)
         ),
         text=TextConfig(vocab_size=2048, max_tokens=24, width=128),
-        unet=UnetConfig(block_out_channels=(64, 128, 192), time_scale_shift="scale_shift"),
+        unet=UnetConfig(block_out_channels=(64, 96, 128), time_scale_shift="scale_shift"),
         teacher=TeacherConfig(
             timestep_shift=2.0,
-            optimizer=OptimizerConfig(lr=1e-3, warmup_iterations=200, iterations=4000),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_iterations=200, iterations=3000),
         ),
         student=StudentConfig(
             timestep_weights=(5.0, 1.0, 1.0, 1.0),
@@ -120,7 +115,7 @@ def own_cpu() -> RunConfig:
                 noise_timesteps=(50, 700),
                 lr=5e-4,
             ),
-            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=1500),
+            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=50, iterations=600),
         ),
         sample_every=250,
     )

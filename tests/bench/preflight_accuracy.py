@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from distill.ablation.report import machine_words
 from distill.config import RunConfig, override
 from distill.preflight.parts import builder, words_of
 from distill.preflight.rehearsal import rehearse
@@ -45,9 +43,11 @@ class Case:
         return override(preset(self.preset), list(self.assignments))
 
 
+_OWN = ("data.path=shapes", "data.num_shapes=200")
 _FEW = ("data.path=shapes", "data.styles=[]", "data.concepts=[]", "data.num_shapes=48")
 CASES = {
     **{f"shapes_tiny {s}": Case("shapes_tiny", s) for s in ("autoencoder", "teacher", "student")},
+    **{f"own_cpu {s}": Case("own_cpu", s, _OWN) for s in ("autoencoder", "teacher", "student")},
     **{f"emoji_cpu {s}": Case("emoji_cpu", s, _FEW) for s in ("autoencoder", "teacher", "student")},
 }
 
@@ -104,7 +104,7 @@ def main() -> int:
             f"measured {row['measured_mib']:10.2f} MiB  ratio {row['ratio']:.4f}"
         )
     if args.out:
-        whole = {"torch": torch.__version__, "machine": platform.machine(), "cases": found}
+        whole = {"machine": machine_words(preset("own_cpu")), "cases": found}
         args.out.write_text(json.dumps(whole, indent=2) + "\n")
     return 0
 

@@ -22,6 +22,7 @@ from distill.preflight.parts import builder, words_of
 from distill.preflight.rehearsal import Footprint, rehearse
 from distill.preflight.tracker import Kind, MemoryTracker
 from distill.preflight.weightless import TEACHERS, known_teacher, public_config
+from distill.training.device import has_half_units
 
 GIB = 2**30
 
@@ -36,6 +37,14 @@ def _counted() -> Footprint:
     config = tiny_config()
     build = builder("student", config, words_of(config.data), Path())
     return rehearse(build, as_card=False, with_sheet=False)
+
+
+def _casts_in_a_child() -> None:
+    config = tiny_config("bf16=true")
+    build = builder("teacher", config, words_of(config.data), Path())
+    counted = [rehearse(build, as_card=as_card, with_sheet=False) for as_card in (False, True)]
+    print(json.dumps([one.by_kind.get(Kind.CASTS, 0) for one in counted]), flush=True)
+    os._exit(0)
 
 
 def _measured() -> int:
@@ -86,6 +95,12 @@ def test_standing_tensors_are_counted_exactly(footprint: Footprint) -> None:
     gradients = footprint.by_kind[Kind.GRADIENTS]
     assert 0 < gradients <= trained_bytes + slack_bytes
     assert footprint.by_kind[Kind.OPTIMIZER] == pytest.approx(2 * trained_bytes, abs=slack_bytes)
+
+
+def test_a_card_is_counted_in_half_precision_whatever_this_cpu_can_do() -> None:
+    on_cpu, on_card = json.loads(_child("t._casts_in_a_child()"))
+    assert on_card > 10**6  # of a million weights, two bytes each
+    assert (on_cpu > 0) == has_half_units(torch.device("cpu"))
 
 
 def test_a_tracker_follows_storages_to_their_end() -> None:
