@@ -14,7 +14,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,19 +57,42 @@ def finish(words: list[str], output: Path, **faults: Any) -> tuple[int, str]:
 
 def start_together(words: list[str], output: Path, num: int) -> list[ForkServerProcess]:
     """Start `num` processes of one training, as torchrun does; each prints to a file of its own."""
+    return [
+        start(words, output.with_suffix(f".{rank}.txt"), environment=environment)
+        for rank, environment in enumerate(_environments(num))
+    ]
+
+
+def _environments(num: int) -> list[dict[str, object]]:
+    """What torchrun sets for each of its processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num, "MASTER_ADDR": "127.0.0.1"}
     group |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return [
-        start(
-            words,
-            output.with_suffix(f".{rank}.txt"),
-            environment={**group, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in range(num)
+    return [{**group, "RANK": rank, "LOCAL_RANK": rank} for rank in range(num)]
+
+
+def asked_together(question: Callable[[], Any], num: int) -> list[Any]:
+    """What a function of a module answers in each of `num` processes of one group."""
+    answers = _CONTEXT.Queue()
+    processes = [
+        _CONTEXT.Process(target=_answer, args=(question, rank, environment, answers))
+        for rank, environment in enumerate(_environments(num))
     ]
+    for process in processes:
+        process.start()
+    said = dict(answers.get(timeout=LIMIT_S) for _ in range(num))
+    for process in processes:
+        process.join(LIMIT_S)
+    return [said[rank] for rank in range(num)]
+
+
+def _answer(
+    question: Callable[[], Any], rank: int, environment: Mapping[str, object], answers: Any
+) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    answers.put((rank, question()))
 
 
 def finish_together(words: list[str], output: Path, num: int) -> tuple[list[int | None], list[str]]:

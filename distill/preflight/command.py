@@ -86,7 +86,9 @@ def estimate_elsewhere(config: RunConfig, options: PreflightOptions, card: Card)
 def estimate_run(config: RunConfig, options: PreflightOptions, card: Card) -> Estimate:
     """Rehearse one process's part of a training."""
     optimizer = getattr(config, options.stage).optimizer
-    part = _one_process(config, options.stage, -(-optimizer.batch_size // options.num_gpus))
+    size = -(-optimizer.batch_size // options.num_gpus)
+    rehearsed = _rehearsed_size(config, options.stage, size)
+    part = _one_process(config, options.stage, rehearsed)
     words = words_of(config.data) if config.data.access == "memory" else None
     cpu = torch.device("cpu")
     with TemporaryDirectory() as folder, undisturbed(cpu):
@@ -95,9 +97,10 @@ def estimate_run(config: RunConfig, options: PreflightOptions, card: Card) -> Es
             as_card=card.name != "cpu",
             with_sheet=options.has_sheet,
         )
+    left_out_bytes = (size - rehearsed) * 3 * 4 * config.data.image_size_px**2
     return Estimate(
         options.stage,
-        footprint,
+        footprint.scaled(size / rehearsed, left_out_bytes),
         card,
         options.num_gpus,
         options.peak_share,
@@ -105,6 +108,12 @@ def estimate_run(config: RunConfig, options: PreflightOptions, card: Card) -> Es
         config.bf16,
         config.scale.strategy == "fsdp",
     )
+
+
+def _rehearsed_size(config: RunConfig, stage: Stage, size: int) -> int:
+    """A batch in many passes peaks as one in two does, but for its pictures."""
+    passed = config.scale.micro_batch_size if stage == "student" else None
+    return size if passed is None else min(size, 2 * passed)
 
 
 def _one_process(config: RunConfig, stage: Stage, batch_size: int) -> RunConfig:

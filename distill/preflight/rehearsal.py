@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +54,12 @@ class Footprint:
     sheet_bytes: int
     num_flops: int
     num_trained: int
+
+    def scaled(self, factor: float, num_bytes: int) -> Footprint:
+        """Of an iteration with as many times the passes, and more pictures to hold for them."""
+        by_kind = dict(self.by_kind)
+        by_kind[Kind.DATASET] = by_kind.get(Kind.DATASET, 0) + num_bytes
+        return replace(self, by_kind=by_kind, num_flops=round(factor * self.num_flops))
 
     @property
     def iteration_bytes(self) -> int:

@@ -33,6 +33,9 @@ from distill.teachers.base import Teacher
 
 # Shape suffixes: B batch, C channel, H/W pixels, h/w latent cells, N rows of a shard.
 
+# The encoder's activations for a whole batch would outweigh those of training on its parts.
+_NUM_ENCODED_AT_ONCE = 8
+
 
 def stream_positions(draws: Draws, batch_size: int) -> Sequence[int]:
     """Places in the whole stream of what the draws name by iteration and place in the batch."""
@@ -79,7 +82,8 @@ class StreamedSamples:
     def _encode(self, images_BHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         codec = self._teacher.codec
         images_BCHW = to_model_range(images_BHWC.to(codec.device))
-        return images_BCHW, codec.encode(images_BCHW).float()
+        parts = images_BCHW.split(_NUM_ENCODED_AT_ONCE)
+        return images_BCHW, torch.cat([codec.encode(part).float() for part in parts])
 
 
 class PrecomputedSamples:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from process_group import agreements
 from training_process import (
     LIMIT_S,
     arguments,
+    asked_together,
     finish,
     finish_together,
     join_all,
@@ -144,6 +146,16 @@ def test_a_run_goes_on_with_another_number_of_processes(
     codes, printed = finish_together(again, tmp_path / "again.txt", 2)
     assert codes == [0, 0], printed
     _assert_near(alone, run / "student")
+
+
+def test_processes_agree_on_what_decides_how_a_run_goes_on() -> None:
+    first, second = asked_together(agreements, 2)
+    assert (first.pop("part"), second.pop("part")) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert first == second
+    assert first["mean"] == {"b": 0.5, "a": 3.0}
+    assert first["any"] == (True, False)
+    assert first["of_main"] == 5.0
+    assert not first["bad"] and first["good"]
 
 
 def test_a_signal_to_one_process_stops_all_with_one_snapshot(

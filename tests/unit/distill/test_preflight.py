@@ -25,6 +25,7 @@ from distill.preflight.weightless import TEACHERS, known_teacher, public_config
 from distill.training.device import has_half_units
 
 GIB = 2**30
+TINY = ["preflight", "--preset", "shapes_tiny", "--no-sheet"]
 
 
 def _counted_in_a_child() -> None:
@@ -164,6 +165,23 @@ def test_moments_of_eight_bits_are_a_quarter_and_their_scales() -> None:
     assert _estimate(footprint=footprint, optimizer=optimizer).peak_bytes == 260 * 2**20
 
 
+def test_many_passes_are_reckoned_from_two(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for size in (4, 8):
+        words = [
+            "--set",
+            "scale.micro_batch_size=2",
+            "--set",
+            f"student.optimizer.batch_size={size}",
+        ]
+        assert main([*TINY, "--gpu", "a100", "--json", *words]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    few, many = said
+    assert many["flops_per_iteration"] == pytest.approx(2 * few["flops_per_iteration"], rel=1e-6)
+    side = tiny_config().data.image_size_px
+    assert many["peak_bytes"] == few["peak_bytes"] + 4 * 3 * 4 * side**2
+
+
 def test_remedies_name_the_fields_that_help() -> None:
     base = tiny_config("student.optimizer.batch_size=8")
     words = " ".join(_estimate(optimizer=base.student.optimizer).remedies(base))
@@ -193,9 +211,6 @@ def test_every_known_teacher_has_its_configuration() -> None:
         assert public_config(name)["unet"]["_class_name"] == "UNet2DConditionModel"
     assert known_teacher("stabilityai/stable-diffusion-2-1") == "sd-2.1"
     assert known_teacher("somewhere/else") is None
-
-
-TINY = ["preflight", "--preset", "shapes_tiny", "--no-sheet"]
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
