@@ -86,7 +86,7 @@ def emoji_cpu() -> RunConfig:
 
 
 def own_cpu() -> RunConfig:
-    """Your own folder of some hundreds of captioned pictures, 64 px, under an hour on two cores.
+    """Your own folder of some hundreds of captioned pictures, 64 px, half an hour on one core.
 
     Set `name`, `description` and `license`, which are written into the finished model. A larger
     set wants more `teacher.optimizer.iterations`; longer captions a larger `text.max_tokens`.
