@@ -95,7 +95,10 @@ class Estimate:
         saved = kinds.get(Kind.SAVED, 0) + kinds.get(Kind.TEMPORARY, 0)
         field = f"{self.stage}.optimizer.batch_size"
         per_gpu = -(-self.optimizer.batch_size // self.num_gpus)
-        if per_gpu > 1:
+        is_in_parts = (
+            self.stage == "student" and (config.scale.micro_batch_size or per_gpu) < per_gpu
+        )
+        if per_gpu > 1 and not is_in_parts:
             yield (
                 saved // 2,
                 f"halve {field} (now {self.optimizer.batch_size}), or use twice the GPUs: "

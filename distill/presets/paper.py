@@ -30,7 +30,7 @@ def add_m() -> RunConfig:
                 iterations=4000,
             ),
         ),
-        scale=ScaleConfig(micro_batch_size=8, recompute=("decoder",)),
+        scale=ScaleConfig(micro_batch_size=4, recompute=("decoder",)),
         sample_every=250,
     )
 
@@ -42,5 +42,5 @@ def add_xl() -> RunConfig:
         medium,
         name="add-xl",
         student=replace(medium.student, teacher_source="stabilityai/stable-diffusion-xl-base-1.0"),
-        scale=ScaleConfig(strategy="fsdp", micro_batch_size=4, recompute=("decoder", "student")),
+        scale=ScaleConfig(strategy="fsdp", micro_batch_size=2, recompute=("decoder", "student")),
     )

@@ -151,7 +151,9 @@ def test_more_than_the_card_has_does_not_fit() -> None:
     assert _estimate(num_gpus=2).peak_bytes == 12 * GIB
     remedies = _estimate().remedies(tiny_config())
     assert "scale.recompute" in remedies[0]
-    assert any("batch_size" in words for words in remedies)
+    assert any("optimizer.batch_size" in words for words in remedies)
+    in_parts = _estimate().remedies(tiny_config("scale.micro_batch_size=2"))
+    assert not any("optimizer.batch_size" in words for words in in_parts)
 
 
 def test_what_is_dealt_out_is_divided_and_what_is_gathered_is_bounded() -> None:
