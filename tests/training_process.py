@@ -117,6 +117,23 @@ def join_all(processes: Sequence[ForkServerProcess]) -> None:
         process.join()
 
 
+def with_teacher(run: Path) -> Path:
+    """Train an autoencoder and a teacher in a new run."""
+    for command in ("autoencoder", "teacher"):
+        code, words = finish(arguments(command, run), run.parent / f"{command}.txt")
+        assert code == 0, words
+    return run
+
+
+def linked(finished: Path, run: Path, but: str = "student") -> Path:
+    """A new run that has the finished stages of another, but one."""
+    run.mkdir()
+    for stage in ("autoencoder", "teacher"):
+        if stage != but:
+            (run / stage).symlink_to(finished / stage)
+    return run
+
+
 def _run(
     words: list[str],
     output: str,

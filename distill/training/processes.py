@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.config import ConfigError, RunConfig
@@ -203,19 +203,9 @@ def dealt_like(value: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """A whole tensor, dealt out as another of its shape is; every process has the whole one."""
     if not isinstance(pattern, DTensor) or isinstance(value, DTensor):
         return value
-    mesh = pattern.device_mesh
-    shards = value.to(pattern.device)
-    for axis, placement in enumerate(pattern.placements):
-        if placement.is_shard():
-            parts = placement._split_tensor(shards, mesh.size(axis), with_padding=False)[0]  # type: ignore[attr-defined]  # Shard's
-            shards = parts[mesh.get_local_rank(axis)]
-    return DTensor.from_local(
-        shards.contiguous(),
-        mesh,
-        pattern.placements,
-        run_check=False,
-        shape=pattern.shape,
-        stride=pattern.stride(),
+    # Without a source: every process cuts its part out of its own copy, and nothing is sent.
+    return distribute_tensor(
+        value.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None
     )
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_process import arguments, finish
+from training_process import with_teacher
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an autoencoder and a teacher; a test only reads it."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for command in ("autoencoder", "teacher"):
-        code, words = finish(arguments(command, run), run.parent / f"{command}.txt")
-        assert code == 0, words
-    return run
+    return with_teacher(tmp_path_factory.mktemp("finished") / "run")

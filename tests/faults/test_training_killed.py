@@ -13,21 +13,12 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_process import LIMIT_S, arguments, assert_same_run, finish, start
+from training_process import LIMIT_S, arguments, assert_same_run, finish, linked, start
 
 from distill.training.checkpoint import load_snapshot, snapshot_paths
 
 STAGES = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
 NUM_KILLS = int(os.environ.get("ONESTEP_KILLS", "10"))
-
-
-def _linked(finished: Path, run: Path, but: str) -> Path:
-    """A run that has the finished stages, but one."""
-    run.mkdir()
-    for stage in ("autoencoder", "teacher"):
-        if stage != but:
-            (run / stage).symlink_to(finished / stage)
-    return run
 
 
 def _num_lines(folder: Path) -> int:
@@ -69,8 +60,8 @@ def test_twenty_iterations_are_ten_and_a_kill_and_ten(
     finished: Path, tmp_path: Path, command: str
 ) -> None:
     stage = STAGES[command]
-    straight = _linked(finished, tmp_path / "straight", but=stage) / stage
-    parts = _linked(finished, tmp_path / "parts", but=stage) / stage
+    straight = linked(finished, tmp_path / "straight", but=stage) / stage
+    parts = linked(finished, tmp_path / "parts", but=stage) / stage
     # Reports every three iterations: a snapshot falls between two, and holds what is summed.
     settings = (
         f"{stage}.optimizer.iterations=20",
@@ -105,7 +96,7 @@ def test_a_storm_of_kills_leaves_the_run_as_if_nothing_had_been(
     slow_bytes: int,
 ) -> None:
     rng, num_kills, stage = random.Random(slow_bytes), -(-NUM_KILLS // 3), STAGES[command]
-    folder = _linked(finished, tmp_path / "parts", but=stage) / stage
+    folder = linked(finished, tmp_path / "parts", but=stage) / stage
     settings = (
         f"{stage}.optimizer.iterations={per_kill * num_kills}",
         "guard.score_every=3",
@@ -135,7 +126,7 @@ def test_a_storm_of_kills_leaves_the_run_as_if_nothing_had_been(
     code, printed = finish(words, tmp_path / "last.txt")
     assert code == 0, printed
     assert "damaged" not in printed
-    straight = _linked(finished, tmp_path / "straight", but=stage) / stage
+    straight = linked(finished, tmp_path / "straight", but=stage) / stage
     code, printed = finish(arguments(command, straight.parent, *settings), tmp_path / "calm.txt")
     assert code == 0, printed
     assert_same_run(straight, folder)

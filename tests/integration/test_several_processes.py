@@ -21,8 +21,10 @@ from training_process import (
     finish,
     finish_together,
     join_all,
+    linked,
     metrics_of,
     start_together,
+    with_teacher,
 )
 
 from distill.training.checkpoint import load_snapshot, snapshot_paths
@@ -45,29 +47,18 @@ DMD2 = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an autoencoder and a teacher; a test only reads it."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    for command in ("autoencoder", "teacher"):
-        code, words = finish(arguments(command, run), run.parent / f"{command}.txt")
-        assert code == 0, words
-    return run
-
-
-def _linked(finished: Path, run: Path) -> Path:
-    run.mkdir()
-    for stage in ("autoencoder", "teacher"):
-        (run / stage).symlink_to(finished / stage)
-    return run
+    return with_teacher(tmp_path_factory.mktemp("finished") / "run")
 
 
 def _alone(finished: Path, run: Path, *settings: str) -> Path:
-    words = arguments("train", _linked(finished, run), *SETTINGS, *settings)
+    words = arguments("train", linked(finished, run), *SETTINGS, *settings)
     code, printed = finish(words, run.with_suffix(".txt"))
     assert code == 0, printed
     return run / "student"
 
 
 def _together(finished: Path, run: Path, *settings: str) -> Path:
-    words = arguments("train", _linked(finished, run), *SETTINGS, *settings)
+    words = arguments("train", linked(finished, run), *SETTINGS, *settings)
     codes, printed = finish_together(words, run.with_suffix(".txt"), 2)
     assert codes == [0, 0], "\n".join(printed)
     assert "finished" in printed[0] and "finished" not in printed[1]
@@ -133,7 +124,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     # A rate that does not fall, and looks that fall together, so that stops leave no trace.
     settings = ("student.optimizer.decay_fraction=0.1", "sample_every=2", "guard.score_every=2")
     alone = _alone(finished, tmp_path / "alone", *settings)
-    run = _linked(finished, tmp_path / "moved")
+    run = linked(finished, tmp_path / "moved")
     settings = (*SETTINGS, *settings)
     scale = f"scale.strategy={strategy}"
     two = arguments("train", run, *settings, "student.optimizer.iterations=2", scale)
@@ -161,7 +152,7 @@ def test_processes_agree_on_what_decides_how_a_run_goes_on() -> None:
 def test_a_signal_to_one_process_stops_all_with_one_snapshot(
     finished: Path, tmp_path: Path
 ) -> None:
-    run = _linked(finished, tmp_path / "run")
+    run = linked(finished, tmp_path / "run")
     words = arguments("train", run, *SETTINGS, "student.optimizer.iterations=100000")
     processes = start_together(words, tmp_path / "out.txt", 2)
     metrics = run / "student" / "metrics.jsonl"
@@ -181,7 +172,7 @@ def test_a_signal_to_one_process_stops_all_with_one_snapshot(
 
 
 def test_what_processes_cannot_share_is_refused(finished: Path, tmp_path: Path) -> None:
-    run = _linked(finished, tmp_path / "run")
+    run = linked(finished, tmp_path / "run")
     words = arguments("train", run, "student.optimizer.batch_size=5")
     codes, printed = finish_together(words, tmp_path / "odd.txt", 2)
     assert codes == [2, 2]
