@@ -170,19 +170,19 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "time_s"} for line in lines]
 
 
-def _assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Compare two snapshots down to the last bit of the last tensor."""
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Compare two states down to the last bit of the last tensor."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            _assert_same(a[key], b[key], f"{where}.{key}")
+            assert_same(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_same(x, y, f"{where}[{i}]")
+            assert_same(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
 
@@ -190,7 +190,7 @@ def _assert_same(a: Any, b: Any, where: str = "") -> None:
 def assert_same_run(straight: Path, parts: Path) -> None:
     """Compare two trainings: lines, snapshots to the last bit, and finished models."""
     assert metrics_of(straight) == metrics_of(parts)
-    _assert_same(load_snapshot(straight), load_snapshot(parts))
+    assert_same(load_snapshot(straight), load_snapshot(parts))
     for path in (straight / "model").rglob("*"):
         if path.is_file():
             other = parts / "model" / path.relative_to(straight / "model")

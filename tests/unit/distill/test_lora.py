@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from distill_fixtures import resumed, tiny_conditioning, tiny_config, tiny_trainer, tiny_unet
 from safetensors.torch import load_file
 from torch import nn
+from training_process import assert_same
 
 from distill.config import ConfigError, LoraConfig
 from distill.networks.conditioning import predict
@@ -106,23 +106,7 @@ def test_only_factors_are_trained_averaged_and_kept(method: str) -> None:
 def test_a_training_resumes_to_the_bit(method: str) -> None:
     straight, continued = resumed(*LORA, *METHODS[method])
     assert straight["iteration"] == continued["iteration"] == 4
-    _assert_same(straight, continued)
-
-
-def _assert_same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            _assert_same(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            _assert_same(a, b)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
+    assert_same(straight, continued)
 
 
 @pytest.mark.parametrize(

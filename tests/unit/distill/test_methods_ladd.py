@@ -18,6 +18,7 @@ from distill_fixtures import (
     tiny_trainer,
     tiny_unet,
 )
+from training_process import assert_same
 
 from distill.config import ConfigError, StudentConfig
 from distill.methods.base import Fake, Frozen
@@ -219,20 +220,8 @@ def test_a_training_resumes_to_the_bit() -> None:
     straight, continued = resumed(*LADD)
     assert straight["iteration"] == continued["iteration"] == 4
     for part in ("student", "modules", "ema"):
-        _assert_same(straight[part], continued[part])
-    _assert_same(straight["adam_modules"]["state"], continued["adam_modules"]["state"])
-
-
-def _assert_same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            _assert_same(one[key], other[key])
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
+        assert_same(straight[part], continued[part])
+    assert_same(straight["adam_modules"]["state"], continued["adam_modules"]["state"])
 
 
 def test_heads_may_take_several_steps_per_student() -> None:
