@@ -4,7 +4,7 @@ Chosen by eye from the captioned emoji set: things that look unlike each other a
 few enough that a small network on a CPU learns to draw each of them.
 """
 
-EMOJI_STYLES = ("flat", "3d")
+EMOJI_STYLES = ("flat", "3d", "color", "noto", "blob")
 
 _FOOD = """
     red apple; green apple; banana; cherries; grapes; strawberry; watermelon; pineapple; peach;
@@ -38,60 +38,38 @@ _FACES = """
     thumbs up
 """
 
+
+def _names(block: str) -> tuple[str, ...]:
+    return tuple(" ".join(block.split()).split("; "))
+
+
 EMOJI_CONCEPTS: tuple[str, ...] = tuple(
-    name
-    for block in (_FOOD, _ANIMALS, _THINGS, _TRAVEL, _FACES)
-    for name in " ".join(block.split()).split("; ")
+    name for block in (_FOOD, _ANIMALS, _THINGS, _TRAVEL, _FACES) for name in _names(block)
 )
+"""The first choice, which the ablation keeps to."""
 
-
-EMOJI_MORE: tuple[str, ...] = tuple(
-    " ".join(
-        """
-    receipt; cigarette; broom; shopping cart; accordion; spider; classical building;
-    factory; sauropod; kite; mosque; building construction; racing car; telescope; woman's
-    boot; zzz; locomotive; syringe; wastebasket; boomerang; passenger ship; turkey; pouring
-    liquid; construction; fuel pump; ladder; swan; man's shoe; monkey; couch and lamp;
-    headstone; musical score; spider web; trumpet; hospital; paw prints; crocodile; oil
-    drum; mosquito; books; bowling; parrot; dna; triangular ruler; bikini; ferris wheel;
-    performing arts; flying saucer; bathtub; satellite antenna; memo; satellite; crossed
-    swords; snail; sunglasses; manual wheelchair; chicken; sweat droplets; adhesive bandage;
-    microscope; monorail; zebra; headphone; eagle; bug; newspaper; wilted flower; party
-    popper; chart increasing; boar; train; bat; skis; spade suit; beaver; chair; water
-    pistol; fly; wind face; fax machine; cockroach; shower; baby bottle; chart decreasing;
-    kimono; running shirt; stadium; yarn; roll of paper; gloves; worm; movie camera;
-    military helmet; speaker high volume; fishing pole; seedling; loudspeaker; volleyball;
-    admission tickets; lipstick; saxophone; convenience store; desert; glass of milk; 2nd
-    place medal; fallen leaf; candy; shopping bags; red paper lantern; wood; graduation cap;
-    spiral shell; toolbox; hot pepper; mountain; drum; socks; musical keyboard; dodo;
-    bouquet; dragon face; lobster; tornado; desert island; face in clouds; cricket; sewing
-    needle; piñata; teacup without handle; burrito; hippopotamus; ice skate; steaming bowl;
-    hiking boot; school; horse; sandwich; statue of liberty; feather; ice hockey; dagger;
-    musical notes; seal; falafel; bacon; sparkler; bed; fire extinguisher; chocolate bar;
-    sloth; shield; diving mask; comet; world map; duck; printer; butter; spouting whale;
-    confetti ball; handbag; mouse; roasted sweet potato; see-no-evil monkey; moai; hotel;
-    hundred points; meat on bone; camping; japanese castle; luggage; studio microphone;
-    floppy disk; shrimp; baseball; bar chart; goggles; chipmunk; money with wings; rooster;
-    police car light; martial arts uniform; balance scale; bottle with popping cork;
-    collision; hut; cocktail glass; two hearts; custard; rabbit; flying disc; bubbles;
-    poultry leg; hammer and pick; potted plant; hedgehog; pushpin; squid; umbrella with rain
-    drops; railway track; clinking glasses; white flower; drop of blood; flashlight;
-    partying face; coconut; hatching chick; safety vest; poodle; magic wand; bucket; fortune
-    cookie; coffin; firecracker; orangutan; circus tent; woman's hat; ballet shoes; tokyo
-    tower; kitchen knife; yo-yo; woman's clothes; heart decoration; rock; one-piece
-    swimsuit; rice ball; high-heeled shoe; cloud with lightning and rain; cupcake; soap;
-    honey pot; church; fondue; salt; oyster; carpentry saw; hot springs; cucumber; violin;
-    teddy bear; taco; snowman without snow; shaved ice; melon; curry rice; scarf; water
-    buffalo; small airplane; toilet; wedding; open book; mouse face; stopwatch; leafy green;
-    plunger; bird; watch; teapot; mango; spoon; bell pepper; onion; peacock; fireworks;
-    bubble tea; pear; koala; bear; cookie; tractor; magnet; ambulance; television;
-    briefcase; key; puzzle piece; artist palette; paintbrush; skateboard; american football;
-    axe; tent; cow; dog; cat; whale; flamingo; kangaroo; wolf; t-rex; heart on fire;
-    thinking face; clown face; winking face; cowboy hat face; pouting face; ship; taxi;
-    pill; coin; scroll; hourglass done; maple leaf; glasses; jeans; backpack; spaghetti;
-    shooting star; full moon; fish; motorcycle; pen; battery; window; cherry blossom;
-    blueberries
-    """.split()
-    ).split("; ")
-)
-MANY_CONCEPTS = EMOJI_CONCEPTS + EMOJI_MORE
+_MORE = """
+    spider; broom; factory; kite; racing car; telescope; locomotive; boomerang; passenger ship;
+    turkey; swan; monkey; trumpet; crocodile; books; bowling; parrot; dna; ferris wheel; flying
+    saucer; bathtub; satellite antenna; crossed swords; snail; sunglasses; microscope; zebra;
+    headphone; eagle; bug; newspaper; party popper; bat; spade suit; chair; baby bottle; yarn;
+    movie camera; fishing pole; seedling; volleyball; lipstick; saxophone; glass of milk; candy;
+    shopping bags; wood; graduation cap; spiral shell; toolbox; hot pepper; mountain; drum;
+    socks; dragon face; lobster; tornado; desert island; burrito; hippopotamus; steaming bowl;
+    hiking boot; horse; sandwich; feather; dagger; musical notes; bacon; bed; fire extinguisher;
+    chocolate bar; sloth; shield; comet; duck; spouting whale; mouse; see-no-evil monkey; moai;
+    meat on bone; camping; japanese castle; luggage; shrimp; baseball; bar chart; rooster;
+    police car light; collision; cocktail glass; custard; rabbit; poultry leg; potted plant;
+    hedgehog; pushpin; squid; umbrella with rain drops; clinking glasses; white flower; coconut;
+    hatching chick; magic wand; bucket; fortune cookie; circus tent; ballet shoes; tokyo tower;
+    yo-yo; rice ball; high-heeled shoe; cloud with lightning and rain; cupcake; soap; church;
+    violin; teddy bear; taco; snowman without snow; shaved ice; melon; scarf; toilet; mouse
+    face; stopwatch; watch; teapot; mango; bell pepper; onion; peacock; fireworks; pear; koala;
+    bear; cookie; tractor; magnet; ambulance; television; briefcase; key; puzzle piece; artist
+    palette; paintbrush; skateboard; american football; axe; tent; cow; dog; cat; whale;
+    flamingo; kangaroo; wolf; t-rex; heart on fire; thinking face; clown face; winking face;
+    cowboy hat face; ship; taxi; coin; maple leaf; glasses; jeans; backpack; shooting star; full
+    moon; fish; motorcycle; battery; cherry blossom; blueberries
+"""
+BUNDLED_CONCEPTS: tuple[str, ...] = EMOJI_CONCEPTS + _names(_MORE)
+"""What the bundled model draws."""
