@@ -3,6 +3,8 @@
     EnginesError
     ├── BundleError    a model folder is missing, damaged or of another format
     ├── BackendError   a runtime could not load or run a stage
+    │   ├── OutOfMemoryError   the batch is too large for the device
+    │   └── BadPictureError    a stage gave numbers that are no picture, twice
     ├── ExportError    a torch folder cannot become graphs
     └── ParityError    two backends draw different pictures
 
@@ -20,6 +22,14 @@ class BundleError(EnginesError):
 
 class BackendError(EnginesError):
     """A runtime could not load or run a stage."""
+
+
+class OutOfMemoryError(BackendError):
+    """The batch is too large for the device; a smaller one may fit."""
+
+
+class BadPictureError(BackendError):
+    """A stage gave numbers that are no picture, in the highest precision too."""
 
 
 class ExportError(EnginesError):

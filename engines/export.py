@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 
 from engines.errors import ExportError
-from engines.runtime.base import INPUTS, OUTPUTS
+from engines.runtime.base import stage_inputs, stage_outputs
 from engines.runtime.modules import TorchStages, load_modules
 from engines.spec import SPEC_FILE, STAGES, ModelSpec, StageFile, StageName, sha256_of
 from engines.tokenizer import tokenizer_path
@@ -101,7 +101,7 @@ def _replace_folder(partial: Path, bundle: Path) -> None:
 def _export_stage(modules: TorchStages, stage: StageName, spec: ModelSpec, path: Path) -> StageFile:
     module: torch.nn.Module = getattr(modules, stage)
     try:
-        model = _trace(module, stage, _example_inputs(stage, spec), len(set(spec.sizes_px)) > 1)
+        model = _trace(module, stage, _example_inputs(stage, spec), spec)
     except Exception as error:  # the tracer wraps whatever the failing operator raises
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -137,8 +137,10 @@ def _trace(
     module: torch.nn.Module,
     stage: StageName,
     inputs: tuple[torch.Tensor, ...],
-    has_many_sizes: bool,
+    spec: ModelSpec,
 ) -> ir.Model:
+    has_many_sizes = len(set(spec.sizes_px)) > 1
+    names = stage_inputs(spec, stage)
     dynamic: Any = torch.export.Dim.DYNAMIC
 
     def axes(name: str) -> dict[int, Any]:
@@ -153,9 +155,9 @@ def _trace(
             inputs,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS[stage]),
-            output_names=[OUTPUTS[stage]],
-            dynamic_shapes=tuple(axes(name) for name in INPUTS[stage]),
+            input_names=list(names),
+            output_names=list(stage_outputs(spec, stage)),
+            dynamic_shapes=tuple(axes(name) for name in names),
             verbose=False,
         )
     assert program is not None

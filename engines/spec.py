@@ -15,28 +15,43 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engines.errors import BundleError
 
 SPEC_FILE = "model.json"
-StageName = Literal["text", "denoise", "decode"]
+StageName = Literal["text", "encode", "denoise", "decode"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "float8"]
+# What every bundle has; "encode" is there where pictures can be drawn from pictures.
 STAGES: tuple[StageName, ...] = ("text", "denoise", "decode")
+ALL_STAGES: tuple[StageName, ...] = ("text", "encode", "denoise", "decode")
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StageFile(_Frozen):
-    """One graph of the bundle, relative to the folder, with its digest."""
+class ListedFile(_Frozen):
+    """One file of the bundle, relative to the folder, with its digest."""
 
     file: str
     sha256: str
     size_bytes: int = Field(ge=1)
 
 
+class StageFile(ListedFile):
+    """One graph; `weights` lie beside it where they exceed what one graph file holds."""
+
+    weights: ListedFile | None = None
+
+
 class TextSpec(_Frozen):
-    """What the text stage takes: num tokens (begin and end included), width and special ids."""
+    """What the text stage takes: num tokens (begin and end included), width and special ids.
+
+    With two text encoders (SDXL) `width` is that of both joined, `pooled_width` that of the second
+    one's projection, and `second_pad_token_id` is what the second one's padding is.
+    """
 
     max_tokens: int = Field(ge=3)
     width: int = Field(ge=1)
+    pooled_width: int | None = Field(default=None, ge=1)
+    second_pad_token_id: int | None = Field(default=None, ge=0)
     bos_token_id: int = Field(ge=0)
     eos_token_id: int = Field(ge=0)
     pad_token_id: int = Field(ge=0)
@@ -82,7 +97,11 @@ class ModelSpec(_Frozen):
     tokenizer_file: str = "tokenizer.json"
     examples: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
+    base_precision: Precision = Field(default="float32", description="of `stages`")
     stages: dict[StageName, StageFile] = Field(default_factory=dict)
+    variants: dict[Precision, dict[StageName, StageFile]] = Field(
+        default_factory=dict, description="graphs in other precisions than the base's"
+    )
     files: dict[str, str] = Field(default_factory=dict, description="other files, path -> sha256")
 
     @model_validator(mode="after")
@@ -99,7 +118,9 @@ class ModelSpec(_Frozen):
                 raise ValueError(f"student_timesteps[{num_steps}] must lie in 0..{last}")
         if sorted(self.student_timesteps) != list(range(1, len(self.student_timesteps) + 1)):
             raise ValueError("student_timesteps must cover 1, 2, ... without a gap")
-        for name in (self.tokenizer_file, *self.files, *(s.file for s in self.stages.values())):
+        if self.base_precision in self.variants:
+            raise ValueError(f"variants: {self.base_precision} is what stages holds")
+        for name in (self.tokenizer_file, *self._listed()):
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{name} lies outside the model's folder")
         for width, height in self.sizes_px:
@@ -111,6 +132,34 @@ class ModelSpec(_Frozen):
     def max_steps(self) -> int:
         """Largest number of denoise steps that the student was trained for."""
         return max(self.student_timesteps)
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the bundle holds graphs for, the base first."""
+        return (self.base_precision, *self.variants)
+
+    def stage_files(self, precision: Precision | None = None) -> dict[StageName, StageFile]:
+        """Every stage's graph in a precision; a variant may leave stages to the base.
+
+        Raises:
+            BundleError: the bundle has no such variant.
+        """
+        if precision is None or precision == self.base_precision:
+            return self.stages
+        if precision not in self.variants:
+            raise BundleError(
+                f"{self.name} has no {precision} graphs, only {', '.join(self.precisions)}: "
+                f"export it with `--precision {precision}`"
+            )
+        return self.stages | self.variants[precision]
+
+    def _listed(self) -> dict[str, str]:
+        """Path -> sha256 of every file but model.json."""
+        graphs: list[ListedFile] = []
+        for stages in (self.stages, *self.variants.values()):
+            for stage in stages.values():
+                graphs += [stage] if stage.weights is None else [stage, stage.weights]
+        return {graph.file: graph.sha256 for graph in graphs} | self.files
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents for a size in pixels."""
@@ -151,17 +200,20 @@ class ModelSpec(_Frozen):
         partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
 
-    def graph_path(self, folder: Path, stage: StageName) -> Path:
+    def graph_path(
+        self, folder: Path, stage: StageName, precision: Precision | None = None
+    ) -> Path:
         """Where `folder` keeps a stage's graph.
 
         Raises:
-            BundleError: the folder is a model that was never exported.
+            BundleError: the folder is a model that was never exported, or not in that precision.
         """
-        if stage not in self.stages:
+        files = self.stage_files(precision)
+        if stage not in files:
             raise BundleError(
                 f"{folder} holds no {stage} graph: make a bundle with `onestep-engines export`"
             )
-        return Path(folder) / self.stages[stage].file
+        return Path(folder) / files[stage].file
 
     def verify(self, folder: Path) -> None:
         """Compare every listed file with its digest.
@@ -169,8 +221,7 @@ class ModelSpec(_Frozen):
         Raises:
             BundleError: a file is missing or differs from what model.json says.
         """
-        listed = {stage.file: stage.sha256 for stage in self.stages.values()} | self.files
-        for name, digest in listed.items():
+        for name, digest in self._listed().items():
             path = Path(folder) / name
             if not path.is_file():
                 raise BundleError(f"{path} is missing: export or fetch the bundle again")

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engines.errors import BackendError, BundleError
-from engines.runtime.base import INPUTS, OUTPUTS, Stages
+from engines.runtime.base import RuntimeOptions, Stages, stage_inputs, stage_outputs
 from engines.spec import ModelSpec, StageName
 
 _FATAL = 4  # ONNX Runtime's severity: what it would print is raised as an exception anyway
@@ -23,7 +23,7 @@ _FATAL = 4  # ONNX Runtime's severity: what it would print is raised as an excep
 class OnnxStage:
     """One graph in one session."""
 
-    def __init__(self, path: Path, stage: StageName, num_threads: int | None) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, stage: StageName, num_threads: int | None):
         """Load and optimise the graph; weights stored in half are folded to float here."""
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -35,6 +35,8 @@ class OnnxStage:
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         self._stage = stage
+        self._inputs = stage_inputs(spec, stage)
+        self._outputs = list(stage_outputs(spec, stage))
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -44,31 +46,38 @@ class OnnxStage:
                 f"ONNX Runtime cannot load {path} ({_first_line(error)}): export the bundle again"
             ) from error
         names = tuple(entry.name for entry in self._session.get_inputs())
-        if names != INPUTS[stage]:
+        if names != self._inputs:
             raise BundleError(
-                f"{path} takes {', '.join(names)} instead of {', '.join(INPUTS[stage])}: "
+                f"{path} takes {', '.join(names)} instead of {', '.join(self._inputs)}: "
                 "export the bundle again"
             )
 
-    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run the graph on arrays in the order of `INPUTS`."""
-        feed = dict(zip(INPUTS[self._stage], inputs, strict=True))
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Run the graph on arrays in the order of `stage_inputs`."""
+        feed = dict(zip(self._inputs, inputs, strict=True))
         try:
-            (output,) = self._session.run([OUTPUTS[self._stage]], feed)
+            outputs = self._session.run(self._outputs, feed)
         except Exception as error:  # the library's exceptions share no base class
             raise BackendError(
                 f"ONNX Runtime failed in the {self._stage} stage: {_first_line(error)}"
             ) from error
-        return np.asarray(output)
+        return tuple(np.asarray(output) for output in outputs)
 
 
-def load_stages(folder: Path, spec: ModelSpec, num_threads: int | None) -> Stages:
-    """Load a bundle's three graphs."""
+def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stages:
+    """Load a bundle's graphs."""
+    present = spec.stage_files(options.precision)
 
     def load(stage: StageName) -> OnnxStage:
-        return OnnxStage(spec.graph_path(folder, stage), stage, num_threads)
+        path = spec.graph_path(folder, stage, options.precision)
+        return OnnxStage(path, spec, stage, options.num_threads)
 
-    return Stages(text=load("text"), denoise=load("denoise"), decode=load("decode"))
+    return Stages(
+        text=load("text"),
+        denoise=load("denoise"),
+        decode=load("decode"),
+        encode=load("encode") if "encode" in present else None,
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 
 from engines.errors import BackendError
-from engines.runtime.base import Stages
+from engines.runtime.base import RuntimeOptions, Stages
 from engines.spec import ModelSpec
 
 _MODULES = {
@@ -21,7 +21,7 @@ BACKENDS: tuple[str, ...] = tuple(_MODULES)
 
 
 def load_stages(
-    backend: str, folder: Path, spec: ModelSpec, num_threads: int | None = None
+    backend: str, folder: Path, spec: ModelSpec, options: RuntimeOptions | None = None
 ) -> Stages:
     """Load a model folder's stages with the named backend.
 
@@ -36,5 +36,5 @@ def load_stages(
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendError(f"backend {backend!r} needs {error.name}: {remedy}") from error
-    stages: Stages = module.load_stages(folder, spec, num_threads)
+    stages: Stages = module.load_stages(folder, spec, options or RuntimeOptions())
     return stages

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.errors import BackendError
-from engines.runtime.base import Stages
+from engines.runtime.base import RuntimeOptions, Stages
 from engines.runtime.modules import load_modules
 from engines.spec import ModelSpec
 
@@ -24,24 +24,26 @@ class TorchStage:
         """Wrap a module in evaluation mode."""
         self._module = module
 
-    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run the module on arrays in the order of `INPUTS`."""
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Run the module on arrays in the order of `stage_inputs`."""
         try:
             with torch.inference_mode():
-                output: torch.Tensor = self._module(*(torch.from_numpy(i) for i in inputs))
+                output: Any = self._module(*(torch.from_numpy(i) for i in inputs))
         except Exception as error:  # torch raises whatever the failing operator raises
             reason = str(error).strip().partition("\n")[0]
             raise BackendError(
                 f"torch failed in {type(self._module).__name__}: {reason}"
             ) from error
-        result: NDArray[Any] = output.numpy()
-        return result
+        outputs = output if isinstance(output, tuple) else (output,)
+        return tuple(array.numpy() for array in outputs)
 
 
-def load_stages(folder: Path, spec: ModelSpec, num_threads: int | None) -> Stages:
+def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stages:
     """Load a torch folder; `num_threads` holds for the whole process, as torch has it."""
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    if options.precision not in (None, "float32"):
+        raise BackendError(f"the torch backend computes in float32 alone, not {options.precision}")
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
     modules = load_modules(Path(folder), spec)
     return Stages(
         text=TorchStage(modules.text),

@@ -14,7 +14,7 @@ from engines.__main__ import main
 from engines.check import check_bundle
 from engines.errors import BackendError, BundleError, ParityError
 from engines.pipeline import Pipeline
-from engines.runtime.base import Stages
+from engines.runtime.base import RuntimeOptions, Stages
 from engines.runtime.registry import BACKENDS, load_stages
 from engines.spec import ModelSpec, sha256_of
 
@@ -36,27 +36,27 @@ def pipeline(folder: Path, torch_folder: Path) -> Pipeline:
 @pytest.fixture(scope="session")
 def stages(folder: Path, torch_folder: Path) -> Stages:
     backend = "torch" if folder == torch_folder else "onnx"
-    return load_stages(backend, folder, ModelSpec.load(folder), 1)
+    return load_stages(backend, folder, ModelSpec.load(folder), RuntimeOptions(num_threads=1))
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_stages_keep_shapes_and_types_at_any_batch_size(stages: Stages, num: int) -> None:
-    embeds_BLD = stages.text(np.ones((num, 12), dtype=np.int64))
+    (embeds_BLD,) = stages.text(np.ones((num, 12), dtype=np.int64))
     assert (embeds_BLD.shape, embeds_BLD.dtype) == ((num, 12, 32), np.float32)
     latents_BChw = np.ones((num, 8, 8, 8), dtype=np.float32)
     timestep_B = np.full(num, 999, dtype=np.int64)
-    denoised_BChw = stages.denoise(latents_BChw, timestep_B, embeds_BLD)
+    (denoised_BChw,) = stages.denoise(latents_BChw, timestep_B, embeds_BLD)
     assert (denoised_BChw.shape, denoised_BChw.dtype) == ((num, 8, 8, 8), np.float32)
-    images_BHWC = stages.decode(denoised_BChw)
+    (images_BHWC,) = stages.decode(denoised_BChw)
     assert (images_BHWC.shape, images_BHWC.dtype) == ((num, 64, 64, 3), np.uint8)
 
 
 def test_every_row_has_its_own_timestep(stages: Stages) -> None:
-    embeds_BLD = stages.text(np.ones((2, 12), dtype=np.int64))
+    (embeds_BLD,) = stages.text(np.ones((2, 12), dtype=np.int64))
     latents_BChw = np.ones((2, 8, 8, 8), dtype=np.float32)
-    mixed = stages.denoise(latents_BChw, np.array([999, 249]), embeds_BLD)
+    (mixed,) = stages.denoise(latents_BChw, np.array([999, 249]), embeds_BLD)
     for row, timestep in enumerate((999, 249)):
-        alone = stages.denoise(latents_BChw[:1], np.array([timestep]), embeds_BLD[:1])
+        (alone,) = stages.denoise(latents_BChw[:1], np.array([timestep]), embeds_BLD[:1])
         np.testing.assert_allclose(mixed[row], alone[0], atol=1e-4)
     assert not np.allclose(mixed[0], mixed[1], atol=1e-2)
 

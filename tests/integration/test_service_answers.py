@@ -27,7 +27,7 @@ async def test_bytes_with_headers(stack: Stack) -> None:
     assert float(response.headers["x-onestep-run-ms"]) > 0
     assert response.headers["x-request-id"]
     names = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
-    assert names == ["queue", "tokens", "text", "denoise", "decode", "encode", "total"]
+    assert names == ["queue", "text", "denoise", "decode", "encode", "total"]
 
 
 async def test_json_with_consecutive_seeds(stack: Stack) -> None:

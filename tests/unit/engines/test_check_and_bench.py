@@ -25,7 +25,7 @@ class PaintedPipeline(Pipeline):
     def __init__(self, folder: Path, levels: Sequence[int] = (0,)) -> None:
         write_tokenizer(folder / "tokenizer.json")
 
-        def never(*inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        def never(*inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
             raise AssertionError("generate is replaced below")
 
         spec = tiny_spec()

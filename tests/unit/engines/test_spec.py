@@ -68,7 +68,7 @@ def test_a_damaged_model_is_one_line_naming_the_file(tmp_path: Path, content: by
             {"stages": {"text": {"file": "/x.onnx", "sha256": "0", "size_bytes": 1}}},
             "outside",
         ),
-        ({"stages": {"encode": {"file": "x", "sha256": "0", "size_bytes": 1}}}, "stages.encode"),
+        ({"stages": {"upscale": {"file": "x", "sha256": "0", "size_bytes": 1}}}, "stages.upscale"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
