@@ -1,13 +1,12 @@
 """The one-step student: initialised from its teacher, trained by the distillation step.
 
-Owns what the training of a student holds in memory and what a finished student says of itself in
-model.json. Touches no disk but to write the finished model.
+Owns what the training of a student holds in memory. Touches no disk but to write the finished
+model.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ from distill.grid import grid_image
 from distill.methods.base import Frozen, Sample
 from distill.methods.dmd2 import FAKE_SCORE
 from distill.methods.registry import build_method
-from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning, predict
 from distill.networks.features import freeze
 from distill.networks.lora import LORA_FOLDER, fused, lora_state, save_lora, with_lora
@@ -38,22 +36,8 @@ from distill.training.device import half_precision
 from distill.training.optimizers import adamw
 from distill.training.processes import ALONE, Processes, load_optimizer, whole
 from engines.noise import unit_noise
-from engines.spec import LatentSpec, ModelSpec, TextSpec
 
 # Shape suffixes: B batch, C channel, h/w latent cells, L tokens, M captions, D width.
-
-
-def timesteps_by_steps(timesteps: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """Which of the student's timesteps each number of steps uses, spread over all of them.
-
-    One step uses the first; all steps use all; between, the first and evenly spaced others.
-    """
-    num = len(timesteps)
-    chosen = {}
-    for num_steps in range(1, num + 1):
-        indices = [i * num // num_steps for i in range(num_steps)]
-        chosen[num_steps] = tuple(timesteps[i] for i in indices)
-    return chosen
 
 
 def initial_student(teacher: UNet2DConditionModel, config: StudentConfig) -> UNet2DConditionModel:
@@ -268,31 +252,3 @@ class StudentTrainer:
             save_lora(folder / LORA_FOLDER, lora_state(self.student))
             unet = fused(self.student)
         unet.save_pretrained(folder / "unet")
-
-
-def student_spec(config: RunConfig, codec: Codec, text: TextSpec) -> ModelSpec:
-    """What serving must know of the finished student; the graphs are added at export."""
-    size = config.data.image_size_px
-    styles = config.data.styles
-    names = config.data.concepts[:: max(1, len(config.data.concepts) // 12)][:12]
-    return ModelSpec(
-        name=config.name,
-        description=config.description,
-        license=config.license,
-        prediction_type=config.teacher.prediction_type,
-        schedule=config.teacher.schedule,
-        student_timesteps=timesteps_by_steps(config.student.timesteps),
-        sizes_px=((size, size),),
-        latent=LatentSpec(
-            channels=codec.latent_channels,
-            downscale=codec.downscale,
-            scale=codec.scale,
-            shift=codec.shift,
-        ),
-        text=text,
-        examples=tuple(
-            f"{name}, {style}" if style else name
-            for name, style in zip(names, itertools.cycle(styles or ("",)))
-        ),
-        styles=styles,
-    )

@@ -29,8 +29,9 @@ from distill.evaluation.samplers import (
     teacher_samplers,
     tuned_guidance,
 )
+from distill.model_spec import timesteps_by_steps
 from distill.samples.sets import open_samples
-from distill.student import Samples, StudentTrainer, timesteps_by_steps
+from distill.student import Samples, StudentTrainer
 from distill.teachers.base import Teacher
 from distill.teachers.load import load_teacher
 from distill.training.checkpoint import averaged

@@ -27,8 +27,8 @@ from distill.evaluation.samplers import Models, student_samplers, teacher_sample
 from distill.evaluation.squeezenet import SqueezeNet
 from distill.evaluation.tables import score_tables, timing_table
 from distill.grid import grid_image, labelled_rows
+from distill.model_spec import timesteps_by_steps
 from distill.networks.unet import load_unet
-from distill.student import timesteps_by_steps
 from distill.teachers.base import Teacher
 from distill.training.device import precision_words
 

@@ -22,10 +22,10 @@ from distill.export.card import model_card
 from distill.export.files import write_json, write_text
 from distill.export.provenance import PROVENANCE_FILE, provenance
 from distill.export.schedulers import student_scheduler
+from distill.model_spec import student_spec
 from distill.networks.codec import Codec
 from distill.networks.encoders import BOS, EOS, TextEncoder
 from distill.networks.lora import LORA_FOLDER
-from distill.student import student_spec
 from distill.teachers.folder import INDEX_FILE, TeacherFolder
 from distill.teachers.load import foreign_teacher
 from distill.teachers.text import ClipPrompts

@@ -21,9 +21,9 @@ from distill.export import export_student, student_scheduler
 from distill.export.card import model_card
 from distill.export.provenance import digest_of
 from distill.export.schedulers import is_evenly_spread
+from distill.model_spec import timesteps_by_steps
 from distill.networks.unet import load_unet
 from distill.sampling import sample_student
-from distill.student import timesteps_by_steps
 from distill.teachers.load import load_teacher, settled
 from engines.noise import unit_noise
 from engines.spec import SPEC_FILE, ModelSpec, ScheduleSpec, sha256_of

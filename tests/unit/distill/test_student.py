@@ -12,8 +12,8 @@ from distill_fixtures import tiny_codec, tiny_config, tiny_text, tiny_unet
 
 from distill.config import ConfigError, RunConfig
 from distill.export import export_student, parameter_counts, student_scheduler
+from distill.model_spec import student_spec, timesteps_by_steps
 from distill.networks.codec import Codec, raw_encode
-from distill.student import student_spec, timesteps_by_steps
 from engines.spec import ModelSpec, ScheduleSpec
 
 
