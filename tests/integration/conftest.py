@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from service_stack import Stack
 
     from engines.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The order of sums depends on the number of threads: for tests that compare bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,7 @@ from engines.pipeline import Pipeline
 STAGE_FOLDERS = {"autoencoder": "autoencoder", "teacher": "teacher", "train": "student"}
 PROCESS_LIMIT_S = 120
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The order of sums depends on the number of threads, and these tests compare bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _arguments(command: str, run: Path, *settings: str) -> list[str]:

@@ -6,7 +6,6 @@ The folders are tiny and their weights random; classes, files and commands are t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,7 @@ SETTINGS = (
     'student.lora.target_modules=["to_q","to_k","to_v","to_out.0","conv1","proj_in"]',
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _arguments(command: str, run: Path, teacher: Path, num_iterations: int) -> list[str]:

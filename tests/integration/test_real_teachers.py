@@ -6,7 +6,6 @@ The folders are tiny and their weights random; classes, files and commands are t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +23,7 @@ from engines.pipeline import Pipeline
 
 PROMPTS, SEEDS, SHAPE = ["a red circle", "blue ring above green square"], [0, 1], (4, 8, 8)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
