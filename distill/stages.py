@@ -35,7 +35,7 @@ from distill.training.checkpoint import CheckpointError, snapshot_paths
 from distill.training.device import pick_device
 from distill.training.loop import run_training, set_up_torch
 from distill.training.processes import Processes
-from distill.training.run_folder import prepare_folder
+from distill.training.run_folder import prepare_folder, refuse_two_runs
 from distill.training.trainer import Aborted, Interrupted, Trainer
 
 
@@ -114,6 +114,8 @@ def _train(command: str, config: RunConfig, run_folder: Path, args: argparse.Nam
         if processes.is_main and not getattr(args, "no_preflight", False):
             stage: Stage = STAGE_OF[command]
             refuse_what_cannot_fit(stage, config, pick_device(config.device), processes.num)
+        if not args.dry_run:  # before the pictures are read, which takes minutes for large sets
+            refuse_two_runs(run_folder, STAGE_OF[command], config, args.resume)
         processes.wait()
         trainer = TRAININGS[command](config, run_folder, processes)
         if args.dry_run:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from distill.config import ConfigError, DataConfig
 from distill.dataset.forms import REMEDY, open_rows
@@ -123,7 +124,8 @@ def for_training(pictures: Pictures, config: DataConfig) -> Pictures:
     if not config.recoloured_share:
         return replace(pictures, weights_N=weights_N)
     found = []
-    for i, (name, style) in enumerate(zip(pictures.names, pictures.styles, strict=True)):
+    named = list(enumerate(zip(pictures.names, pictures.styles, strict=True)))
+    for i, (name, style) in tqdm(named, desc="recolouring", unit="picture", delay=2, leave=False):
         is_apt = name and pictures.groups[i] not in config.rare_groups
         other = recoloured(pictures.images_NHWC[i], name, style, salt=0) if is_apt else None
         if other is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 from distill.config import ConfigError
 from distill.dataset import Pictures, to_model_range
@@ -112,10 +113,9 @@ def raw_encode(model: Any, images_BCHW: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def encode_all(codec: Codec, pictures: Pictures, batch_size: int = 64) -> torch.Tensor:
     """Latents of every picture, latents_NChw float32."""
-    images = torch.from_numpy(pictures.images_NHWC)
+    batches = torch.from_numpy(pictures.images_NHWC).split(batch_size)
+    # A set that is done in a moment shows no bar.
+    bar = tqdm(batches, desc="encoding pictures", unit="batch", delay=2, leave=False)
     return torch.cat(
-        [
-            codec.encode(to_model_range(batch.to(codec.device))).float()
-            for batch in images.split(batch_size)
-        ]
+        [codec.encode(to_model_range(batch.to(codec.device))).float() for batch in bar]
     )

@@ -46,30 +46,3 @@ def _names(block: str) -> tuple[str, ...]:
 EMOJI_CONCEPTS: tuple[str, ...] = tuple(
     name for block in (_FOOD, _ANIMALS, _THINGS, _TRAVEL, _FACES) for name in _names(block)
 )
-"""The first choice, which the ablation keeps to."""
-
-_MORE = """
-    spider; broom; factory; kite; racing car; telescope; locomotive; boomerang; passenger ship;
-    turkey; swan; monkey; trumpet; crocodile; books; bowling; parrot; dna; ferris wheel; flying
-    saucer; bathtub; satellite antenna; crossed swords; snail; sunglasses; microscope; zebra;
-    headphone; eagle; bug; newspaper; party popper; bat; spade suit; chair; baby bottle; yarn;
-    movie camera; fishing pole; seedling; volleyball; lipstick; saxophone; glass of milk; candy;
-    shopping bags; wood; graduation cap; spiral shell; toolbox; hot pepper; mountain; drum;
-    socks; dragon face; lobster; tornado; desert island; burrito; hippopotamus; steaming bowl;
-    hiking boot; horse; sandwich; feather; dagger; musical notes; bacon; bed; fire extinguisher;
-    chocolate bar; sloth; shield; comet; duck; spouting whale; mouse; see-no-evil monkey; moai;
-    meat on bone; camping; japanese castle; luggage; shrimp; baseball; bar chart; rooster;
-    police car light; collision; cocktail glass; custard; rabbit; poultry leg; potted plant;
-    hedgehog; pushpin; squid; umbrella with rain drops; clinking glasses; white flower; coconut;
-    hatching chick; magic wand; bucket; fortune cookie; circus tent; ballet shoes; tokyo tower;
-    yo-yo; rice ball; high-heeled shoe; cloud with lightning and rain; cupcake; soap; church;
-    violin; teddy bear; taco; snowman without snow; shaved ice; melon; scarf; toilet; mouse
-    face; stopwatch; watch; teapot; mango; bell pepper; onion; peacock; fireworks; pear; koala;
-    bear; cookie; tractor; magnet; ambulance; television; briefcase; key; puzzle piece; artist
-    palette; paintbrush; skateboard; american football; axe; tent; cow; dog; cat; whale;
-    flamingo; kangaroo; wolf; t-rex; heart on fire; thinking face; clown face; winking face;
-    cowboy hat face; ship; taxi; coin; maple leaf; glasses; jeans; backpack; shooting star; full
-    moon; fish; motorcycle; battery; cherry blossom; blueberries
-"""
-BUNDLED_CONCEPTS: tuple[str, ...] = EMOJI_CONCEPTS + _names(_MORE)
-"""What the bundled model draws."""

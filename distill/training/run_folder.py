@@ -30,8 +30,8 @@ Resume = Literal["last", "best"]
 CONFIG, METRICS, ALARMS = "config.json", "metrics.jsonl", "alarms.jsonl"
 
 
-def prepare_folder(run: Path, stage: str, config: RunConfig, resume: Resume | None) -> Path:
-    """Make `run`/`stage`, refusing to mix two runs.
+def refuse_two_runs(run: Path, stage: str, config: RunConfig, resume: Resume | None) -> None:
+    """Make sure that `run`/`stage` is free, or the same training's.
 
     Going back to the best snapshot may change the stage's own section: it begins a branch.
 
@@ -42,10 +42,16 @@ def prepare_folder(run: Path, stage: str, config: RunConfig, resume: Resume | No
     folder = run / stage
     if snapshot_paths(folder) and not resume:
         raise ConfigError(f"{folder} holds a training: add --resume, or give another --out")
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
     saved = folder / CONFIG
     if resume is not None and saved.exists():
         _refuse_another_run(saved, stage, config, resume)
+
+
+def prepare_folder(run: Path, stage: str, config: RunConfig, resume: Resume | None) -> Path:
+    """Make `run`/`stage`, refusing to mix two runs as `refuse_two_runs` does."""
+    refuse_two_runs(run, stage, config, resume)
+    folder = run / stage
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
     return folder
 
 

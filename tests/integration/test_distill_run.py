@@ -126,8 +126,12 @@ def test_a_training_that_breaks_down_ends_by_itself(
 
 
 def test_a_run_is_neither_overwritten_nor_mixed(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def never(config: object) -> None:
+        raise AssertionError("reading the pictures takes minutes; the refusal comes before")
+
+    monkeypatch.setattr("distill.stages.load_pictures", never)
     before = snapshot_paths(finished / "teacher")[0].read_bytes()
     assert main(_arguments("teacher", finished)) == 2
     assert "holds a training: add --resume" in capsys.readouterr().err
