@@ -46,6 +46,7 @@ class Setting:
     dtype: str
     is_tiny: bool
     effort: Effort
+    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         dtype="float32" if options.tiny else options.dtype,
         is_tiny=options.tiny,
         effort=_TINY_EFFORT if options.tiny else Effort(options.runs, 10, options.seconds),
+        variants=tuple(variant for variant in VARIANTS if variant.name in options.variants),
     )
     machine = describe_machine(None)
     try:
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     results.start_run(peaks)
     print(f"peaks: {peaks.flops_per_s / 1e12:.2f} TFLOP/s, {peaks.bytes_per_s / 1e9:.0f} GB/s")
     print(HEAD)
-    with tqdm(total=len(cases) * len(VARIANTS), desc="bench", unit="row") as bar:
+    with tqdm(total=len(cases) * len(setting.variants), desc="bench", unit="row") as bar:
         for row in _measure_missing(cases, setting, results, peaks, bar):
             bar.clear()
             print(line(row), flush=True)
@@ -100,7 +102,7 @@ def _measure_missing(
     """Yield every row, those of an earlier run as they were."""
     for (shapes, vae), group in itertools.groupby(cases, lambda case: (case.shapes, case.vae)):
         model: TextToPicture | None = None
-        for case, variant in itertools.product(list(group), VARIANTS):
+        for case, variant in itertools.product(list(group), setting.variants):
             key = {
                 "model": shapes.name,
                 "vae": vae,
@@ -222,6 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vaes", nargs="+", choices=("kl", "tiny"), default=["kl", "tiny"])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--runs", type=int, default=100, help="timed batches per row, at most")
     parser.add_argument("--seconds", type=float, default=10.0, help="per row, about")

@@ -116,6 +116,7 @@ def shrunk(shapes: Shapes) -> Shapes:
     texts = tuple(
         {**text, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
         | {"num_attention_heads": 2, "vocab_size": 64, "projection_dim": 16}
+        | {"bos_token_id": 2, "eos_token_id": 3}
         for text in shapes.text_encoders
     )
     unet = {

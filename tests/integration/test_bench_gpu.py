@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from engines_fixtures import tiny_spec
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engines.graph_work import Graph
 from engines.runtime.modules import load_modules
@@ -73,7 +75,7 @@ def test_the_two_counts_agree_on_a_whole_unet(bundle: Path, torch_folder: Path) 
 
 
 @pytest.mark.parametrize("shapes", [SD_TURBO, SDXL_TURBO], ids=lambda shapes: shapes.name)
-def test_every_variant_that_a_cpu_can_run_draws_the_same(shapes: Shapes) -> None:
+def test_channels_last_draws_the_same(shapes: Shapes) -> None:
     small = shrunk(shapes)
     torch.manual_seed(0)
     model = build(small, "tiny", "cpu", torch.float32)
@@ -83,11 +85,56 @@ def test_every_variant_that_a_cpu_can_run_draws_the_same(shapes: Shapes) -> None
         expected = prepare(model, inputs, VARIANTS[0])().clone()
         assert expected.shape == (2, 64, 64, 3)
         assert not torch.equal(expected[0], expected[1])
-        for variant in (Variant("last", is_channels_last=True), Variant("c", is_compiled=True)):
-            images = prepare(model, inputs, variant, compiler="eager")()
-            assert (images.int() - expected.int()).abs().max() <= 1, variant.name
+        images = prepare(model, inputs, Variant("last", is_channels_last=True))()
+        assert (images.int() - expected.int()).abs().max() <= 1
         inputs.refill()
         assert not torch.equal(prepare(model, inputs, VARIANTS[0])(), expected)
+
+
+def test_the_whole_can_be_compiled() -> None:
+    small = shrunk(SD_TURBO)
+    torch.manual_seed(0)
+    model = build(small, "tiny", "cpu", torch.float32)
+    inputs = make_inputs(small, 1, 1, "cpu", torch.float32)
+    inputs.refill()
+    with torch.inference_mode():
+        expected = prepare(model, inputs, VARIANTS[0])()
+        # Traced as for a GPU; generating code would take a compiler and minutes.
+        images = prepare(model, inputs, Variant("c", is_compiled=True), compiler="eager")()
+    assert (images.int() - expected.int()).abs().max() <= 1
+
+
+class HostTensors(TorchDispatchMode):
+    """Notes every operator that a tensor of the host takes part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if torch.is_tensor(leaf)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("vae", ["kl", "tiny"])
+@pytest.mark.parametrize("shapes", [SD_TURBO, SDXL_TURBO], ids=lambda shapes: shapes.name)
+def test_the_whole_can_be_captured(shapes: Shapes, vae: str) -> None:
+    # A capture fails on a copy from the host and on a branch that waits for a value. Tensors
+    # without contents show both: the copy as a tensor of another device, the branch as an error.
+    small = shrunk(shapes)
+    model = build(small, vae, "meta", torch.float32)
+    inputs = make_inputs(small, 2, 2, "meta", torch.float32)
+    with torch.no_grad(), HostTensors() as host:
+        torch.zeros(1) + 1
+        assert len(host.found) == 2
+        host.found.clear()
+        model(*inputs.tensors)
+    assert host.found == []
 
 
 def test_the_host_buffers_take_turns() -> None:
