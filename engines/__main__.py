@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,15 +71,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_runtime(check)
     check.set_defaults(run=_check)
 
-    bench = commands.add_parser("bench", help="time a bundle's stages per batch size")
+    _add_bench(commands)
+    return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="time a bundle's stages per batch size, beside what the machine could do"
+    )
     _add_bundle(bench)
     bench.add_argument("--batch", type=_count, nargs="+", default=[1, 2, 4, 8, 16])
     bench.add_argument("--steps", type=_count, default=1)
     bench.add_argument("--runs", type=_count, default=20, help="batches timed per size")
+    bench.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="BACKEND[:PRECISION]",
+        help="measure these in turn with --backend and print how many times as fast they are",
+    )
+    bench.add_argument(
+        "--torch", type=Path, help="torch folder of the same model, for the torch backends"
+    )
     bench.add_argument("--json", type=Path, help="write the numbers here too; - for the output")
+    bench.add_argument("--plot", type=Path, help="draw them: a file ending in .svg or .png")
     _add_runtime(bench)
     bench.set_defaults(run=_bench)
-    return parser
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -137,21 +152,25 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from engines.bench import bench, table
-    from engines.pipeline import Pipeline
-
-    pipeline = Pipeline.load(options.bundle, backend=options.backend, num_threads=options.threads)
-    if options.steps > pipeline.spec.max_steps:
-        raise BackendError(f"--steps: the model knows 1..{pipeline.spec.max_steps}")
-    result = bench(pipeline, options.batch, steps=options.steps, num_runs=options.runs)
-    result |= {"backend": options.backend, "threads": options.threads, "cpus": os.cpu_count()}
-    as_json = json.dumps(result, indent=2)
-    if options.json == Path("-"):
-        print(as_json)
-        return 0
-    print(table(result))
-    if options.json is not None:
-        options.json.write_text(as_json + "\n", encoding="utf-8")
+    try:
+        command = importlib.import_module("engines.bench.command")
+    except ImportError as error:
+        raise BackendError(
+            f"this command needs {error.name}: pip install 'onestep[bench]'"
+        ) from error
+    command.run(
+        command.Options(
+            bundle=options.bundle,
+            backends=[options.backend, *options.compare],
+            torch_folder=options.torch,
+            batch_sizes=options.batch,
+            steps=options.steps,
+            num_runs=options.runs,
+            num_threads=options.threads,
+            json=options.json,
+            plot=options.plot,
+        )
+    )
     return 0
 
 

@@ -185,17 +185,3 @@ def test_a_graph_of_another_make_is_named(damaged: Path) -> None:
     _sign(damaged, path.name)
     with pytest.raises(BundleError, match=f"{path} takes tokens instead of input_ids_BL"):
         Pipeline.load(damaged)
-
-
-def test_the_bench_command_writes_json(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "bench.json"
-    arguments = ["bench", str(bundle), "--threads", "1", "--batch", "1", "2", "--runs", "3"]
-    assert main([*arguments, "--json", str(out)]) == 0
-    assert '"images_per_s"' in out.read_text()
-    assert "images/s" in capsys.readouterr().out
-    assert main([*arguments, "--json", str(tmp_path / "no" / "where.json")]) == 2
-    assert "No such file" in capsys.readouterr().err
-    assert main([*arguments, "--steps", "9"]) == 2
-    assert "--steps: the model knows 1..4" in capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""Parity's tolerances and bench's numbers, over pipelines that the test controls."""
+"""Parity's tolerances, over pipelines that the test controls."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from engines_fixtures import tiny_spec, write_tokenizer
 from numpy.typing import NDArray
 
-from engines.bench import bench, table
 from engines.check import Comparison, ParityReport, compare
 from engines.errors import ParityError
 from engines.pipeline import Generated, Pipeline
@@ -68,16 +66,3 @@ def test_the_mean_may_differ_by_1_level_and_no_more(tmp_path: Path) -> None:
 def test_a_comparison_prints_its_verdict() -> None:
     assert str(Comparison("onnx / torch", 1, 8, 0.2, 3)).endswith("ok")
     assert str(Comparison("onnx / torch", 1, 8, 0.2, 30)).endswith("TOO FAR")
-
-
-def test_bench_counts_pictures_and_is_json(tmp_path: Path) -> None:
-    result = bench(PaintedPipeline(tmp_path), [1, 4], num_runs=5)
-    assert json.loads(json.dumps(result)) == result
-    assert [row["batch_size"] for row in result["batches"]] == [1, 4]
-    for row in result["batches"]:
-        assert row["stages"]["denoise"] == {"median_ms": 2.0, "p99_ms": 2.0}
-        assert row["median_ms"] <= row["p99_ms"]
-        assert row["images_per_s"] == pytest.approx(
-            row["batch_size"] * 1000 / row["median_ms"], rel=0.01
-        )
-    assert len(table(result).splitlines()) == 4

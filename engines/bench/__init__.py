@@ -1,0 +1,1 @@
+"""How fast is a bundle, and how much of the machine does it use?"""
