@@ -3,6 +3,8 @@
     EnginesError
     ├── BundleError    a model folder is missing, damaged or of another format
     ├── BackendError   a runtime could not load or run a stage
+    │   └── PlanError   no compiled plan fits what is wanted
+    │       └── DamagedPlanError   one does, and its file or its list is not what was written
     ├── ExportError    a torch folder cannot become graphs
     └── ParityError    two backends draw different pictures
 
@@ -20,6 +22,14 @@ class BundleError(EnginesError):
 
 class BackendError(EnginesError):
     """A runtime could not load or run a stage."""
+
+
+class PlanError(BackendError):
+    """No compiled plan fits what is wanted."""
+
+
+class DamagedPlanError(PlanError):
+    """A plan's file or the list of plans is not what was written."""
 
 
 class ExportError(EnginesError):
