@@ -9,8 +9,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, TextIO, TypeVar
 
 _LINE_INTERVAL_S = 5.0
@@ -178,19 +180,38 @@ def run_cancellable(
         except BaseException as error:  # raised again below, in the caller's thread
             errors.append(error)
 
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if cancelled.is_set():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        cancelled.set()
+        on_cancel()
+
     thread = threading.Thread(target=run, name="compile")
-    thread.start()
-    while thread.is_alive():
-        try:
+    with _interrupts_go_to(on_interrupt):
+        thread.start()
+        # In short waits: a handler of Python's runs only between two of its instructions.
+        while thread.is_alive():
             thread.join(_JOIN_INTERVAL_S)
-        except KeyboardInterrupt:
-            if cancelled.is_set():
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGINT)
-            cancelled.set()
-            on_cancel()
     if cancelled.is_set():
         raise KeyboardInterrupt
     if errors:
         raise errors[0]
     return results[0]
+
+
+@contextmanager
+def _interrupts_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Take over Ctrl-C, where it would raise KeyboardInterrupt: at a moment of its own choice."""
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not is_ours:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
