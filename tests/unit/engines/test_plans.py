@@ -317,5 +317,5 @@ def test_the_batch_sizes_of_fitting_plans_are_listed_in_order(folder: Path) -> N
 
 
 def test_a_list_that_cannot_be_written_is_one_line(folder: Path) -> None:
-    with pytest.raises(BackendError, match="cannot write .*engines.json: No such file"):
+    with pytest.raises(BackendError, match=r"cannot write .*engines\.json: No such file"):
         EngineList().save(folder / "nowhere")
