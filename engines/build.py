@@ -8,6 +8,7 @@ disk, so that a build that dies at any moment leaves no listed plan that is not 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from engines.profiles import (
 from engines.progress import Lines, Progress, run_cancellable
 from engines.spec import ModelSpec
 from engines.timings import load_timings, save_timings
+
+_PLAN_NAME = re.compile(r".+-tensorrt(_rtx)?-SM\d+-b[\d-]+-[0-9a-f]{8}\.plan")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ class _Build:
         except DamagedPlanError as error:
             aside = set_aside(self._out / ENGINES_FILE)
             self._progress.line(f"{error}; set aside as {aside.name}, building anew")
+        # A plan that a dead build wrote and did not list, or replaced and did not remove.
+        listed = {record.file for record in self._listed.engines}
+        for path in self._out.glob("*.plan"):
+            if _PLAN_NAME.fullmatch(path.name) and path.name not in listed:
+                path.unlink()
+                self._progress.line(f"removed {path.name}, which is not listed")
         if self._compiler.keeps_timings:
             self._compiler.timings, ignored = load_timings(self._out, self._compiler.platform)
             if ignored:
@@ -115,11 +124,8 @@ class _Build:
         plan = self._refit(name, graph, key)
         made_by: Literal["compile", "refit"] = "refit" if plan else "compile"
         plan = plan or self._compile(name, graph, key)
-        platform = key.platform
-        batch = str(key.batch).replace(":", "-")
         made = EngineRecord(
-            file=f"{graph.path.stem}-{platform.package}-{platform.compute_capability}-b{batch}"
-            f"-{key.fingerprint[:8]}.plan",
+            file=_plan_name(graph, key),
             graph_file=graph.path.name,
             sha256=hashlib.sha256(plan).hexdigest(),
             size_bytes=len(plan),
@@ -168,6 +174,7 @@ class _Build:
 
     def _compile(self, name: str, graph: StageGraph, key: EngineKey) -> bytes:
         def compile_plan(cancelled: Callable[[], bool]) -> bytes:
+            self._progress.line(f"{name}: compiling")
             return self._compiler.compile(
                 graph.path,
                 self._spec,
@@ -180,8 +187,20 @@ class _Build:
         def on_cancel() -> None:
             self._progress.line(f"{name}: stopping at the next step; Ctrl-C again stops at once")
 
-        self._progress.line(f"{name}: compiling")
         plan = run_cancellable(compile_plan, on_cancel)
         if self._compiler.timings:
             save_timings(self._out, self._compiler.platform, self._compiler.timings)
         return plan
+
+
+def _plan_name(graph: StageGraph, key: EngineKey) -> str:
+    """A name that `_PLAN_NAME` matches; with the fingerprint, so that no plan overwrites another.
+
+    A listed plan is therefore never another key's file, whenever a build dies.
+    """
+    platform = key.platform
+    batch = str(key.batch).replace(":", "-")
+    return (
+        f"{graph.path.stem}-{platform.package}-{platform.compute_capability}-b{batch}"
+        f"-{key.fingerprint[:8]}.plan"
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -98,8 +101,6 @@ def test_a_terminal_gets_bars_and_everything_else_lines(
     lines = progress_on(stream)
     lines.line("one")
     assert stream.getvalue() == "one\n"
-    import builtins
-
     real = builtins.__import__
 
     def without_rich(name: str, *arguments: object, **keywords: object) -> object:
@@ -142,3 +143,22 @@ def test_ctrl_c_asks_the_work_to_end_and_waits_until_it_has() -> None:
         run_cancellable(work, lambda: told.append("stopping"))
     assert ended.is_set()
     assert told == ["stopping"]
+
+
+def test_a_second_ctrl_c_kills_what_does_not_end() -> None:
+    program = (
+        "import time\n"
+        "from engines.progress import run_cancellable\n"
+        "def work(cancelled):\n"
+        "    print('working', flush=True)\n"
+        "    time.sleep(60)\n"
+        "run_cancellable(work, lambda: print('stopping', flush=True))\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for expected in ("working", "stopping"):
+            assert process.stdout.readline().strip() == expected
+            process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+    assert process.returncode == -signal.SIGINT
