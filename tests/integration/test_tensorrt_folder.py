@@ -21,7 +21,7 @@ from engines.build import Target, build_engines
 from engines.compiler import Compiler, attach_timings, timings_of
 from engines.errors import BackendError, PlanError
 from engines.plans import ENGINES_FILE, EngineList, load_plan
-from engines.profiles import BatchRange, EngineKey, engine_key, stage_graphs
+from engines.profiles import PACKAGES, BatchRange, EngineKey, engine_key, stage_graphs
 from engines.progress import Lines
 from engines.spec import STAGES, ModelSpec, sha256_of
 
@@ -259,3 +259,60 @@ def test_a_timing_cache_goes_in_and_comes_out(bundle: Path) -> None:
     for given in (empty, b"not a cache", empty[: len(empty) // 2]):
         attach_timings(config, given)
         assert timings_of(config) == empty
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _has_gpu(), reason="refitting runs on a GPU")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_new_weights_go_into_the_older_plan(package: str, bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    plans = tmp_path / "plans"
+    target = Target(package, None, (BatchRange.of(2),), refit=True)
+    before = build_engines(bundle, plans, target)
+    lines: list[str] = []
+    trained = write_micro_bundle(tmp_path / "trained", seed=1)
+    after = build_engines(trained, plans, target, progress=Lines(lines.append))
+    assert [record.made_by for record in after] == ["refit"] * 3, lines
+    assert all(new.sha256 != old.sha256 for old, new in zip(before, after, strict=True))
+    again = build_engines(bundle, plans, target, progress=Lines(lines.append))
+    assert [record.made_by for record in again] == ["refit"] * 3, lines
+
+
+def test_a_refittable_plan_takes_a_gpu_and_the_command_says_so(
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ["build", str(bundle), "--compute-capability", "SM89", "--refit"]
+    assert main([*arguments, "--out", str(tmp_path / "plans")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"tensorrt_rtx could not compile {bundle / 'text.onnx'}: " in last
+    assert last.endswith("takes a GPU to compile: leave --refit out or build there")
+    assert EngineList.load(tmp_path / "plans").engines == ()
+
+
+def test_a_plan_that_cannot_be_refitted_here_is_compiled_instead(
+    bundle: Path, plans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folder = Path(shutil.copytree(plans, tmp_path / "plans"))
+    records = []
+    for record in EngineList.load(folder).engines:
+        key = record.key.model_copy(update={"refit": True})
+        records.append(record.model_copy(update={"key": key, "fingerprint": key.fingerprint}))
+    EngineList(engines=tuple(records)).save(folder)
+    trained = write_micro_bundle(tmp_path / "trained", seed=1)
+    target = Target("tensorrt_rtx", "SM89", (BatchRange.of(2),), refit=True)
+    lines: list[str] = []
+    with pytest.raises(BackendError, match="could not compile"):
+        build_engines(trained, folder, target, progress=Lines(lines.append))
+    assert lines[0].startswith("text batch 2: tensorrt_rtx cannot load the older plan: ")
+    assert lines[0].endswith("; compiling instead")
+    assert lines[1:] == ["text batch 2: compiling"]
+    assert EngineList.load(folder).engines == tuple(records)
