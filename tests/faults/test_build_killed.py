@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from plans_fixtures import write_micro_bundle
+from micro_bundle import write_micro_bundle
 
 from engines.plans import ENGINES_FILE, EngineList, load_plan
 from engines.spec import sha256_of

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans_fixtures import write_micro_bundle
+from micro_bundle import write_micro_bundle
 
 from engines.__main__ import main
 from engines.build import Target, build_engines
