@@ -1,4 +1,4 @@
-"""A bundle of three graphs of a few nodes each, which the real compiler makes plans of in an instant.
+"""A bundle of three graphs of a few nodes each, quick to compile with the real compiler.
 
 It has the inputs and outputs of a model and draws nothing.
 """
