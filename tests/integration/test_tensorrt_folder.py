@@ -127,7 +127,8 @@ def test_a_damaged_list_and_leavings_of_dead_builds_are_cleared_away(
     assert lines[1].endswith("set aside as engines.json.damaged, building anew")
     removed = [line for line in lines if line.endswith(", which is not listed")]
     assert sorted(removed) == [f"removed {name}, which is not listed" for name in unlisted]
-    assert (folder / "mine.plan").exists()
+    kept = {"mine.plan", *(record.file for record in records)}
+    assert {path.name for path in folder.glob("*.plan")} == kept
     assert EngineList.load(folder).engines == tuple(records)
     assert (folder / f"{ENGINES_FILE}.damaged").read_text() == "{"
     assert not list(folder.glob("*.partial"))
