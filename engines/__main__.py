@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import BackendError, EnginesError, ParityError
+from engines.profiles import CAPABILITIES, DEFAULT_BATCHES, PACKAGES
 from engines.runtime.registry import BACKENDS
 
 _EXIT_DIFFERENT = 1
 _EXIT_UNUSABLE = 2
+_EXIT_STOPPED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"onestep-engines: {error.filename}: {error.strerror}", file=sys.stderr)
         return _EXIT_UNUSABLE
+    except KeyboardInterrupt:
+        print("onestep-engines: stopped", file=sys.stderr)
+        return _EXIT_STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,16 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="compile a bundle's graphs with TensorRT")
     _add_bundle(build)
     build.add_argument("--out", type=Path, help="folder for the plans (default: BUNDLE/engines)")
-    build.add_argument("--package", choices=("tensorrt", "tensorrt_rtx"), default="tensorrt_rtx")
+    build.add_argument("--package", choices=PACKAGES, default="tensorrt_rtx")
     build.add_argument(
         "--compute-capability",
-        choices=("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+        choices=CAPABILITIES,
         help="GPU to compile for, with tensorrt_rtx (default: the GPU of this machine)",
     )
     build.add_argument(
         "--batch",
         action="append",
-        help="N, or MIN:OPT:MAX; repeat it for several plans (default: 1:4:16)",
+        help="N for a plan of that size alone, or MIN:OPT:MAX; repeat it for several plans "
+        f"(default: {', '.join(map(str, DEFAULT_BATCHES))})",
+    )
+    build.add_argument(
+        "--refit",
+        action="store_true",
+        help="make plans that can take other weights, and use those that are there",
     )
     build.set_defaults(run=_build)
 
@@ -126,17 +137,24 @@ def _export(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     from engines.build import Target, build_engines
     from engines.profiles import BatchRange
+    from engines.progress import progress_on
 
     try:
-        ranges = [BatchRange.parse(text) for text in options.batch or ["1:4:16"]]
+        sizes = options.batch or [str(size) for size in DEFAULT_BATCHES]
+        batches = tuple(dict.fromkeys(BatchRange.parse(text) for text in sizes))
     except ValueError as error:
         raise BackendError(f"--batch: {error}") from error
     out = options.out or options.bundle / "engines"
-    for batch in ranges:
-        target = Target(options.package, options.compute_capability, batch)
-        for record in build_engines(options.bundle, out, target, report=_report):
-            size_mb = record.size_bytes / 1e6
-            print(f"{out / record.file}: {size_mb:.1f} MB, built in {record.build_s:.1f} s")
+    target = Target(options.package, options.compute_capability, batches, options.refit)
+    progress = progress_on(sys.stderr)
+    try:
+        records = build_engines(options.bundle, out, target, progress=progress)
+    finally:
+        progress.close()
+    for record in records:
+        size_mb = record.size_bytes / 1e6
+        made = "refitted" if record.made_by == "refit" else "built"
+        print(f"{out / record.file}: {size_mb:.1f} MB, {made} in {record.build_s:.1f} s")
     return 0
 
 

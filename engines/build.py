@@ -1,35 +1,37 @@
-"""From a bundle's ONNX graphs to TensorRT plans.
+"""From a bundle's ONNX graphs to a folder of TensorRT plans.
 
-Owns parsing, optimisation profiles and how a plan appears on disk: locked, whole, listed with
-its digest and fingerprint. Works over either package: `tensorrt` (data-centre GPUs, compiles on
-the GPU that will run the plan) or `tensorrt_rtx` (RTX GPUs, compiles for a named capability on
-any machine). Running plans is a backend's affair, not this module's.
+Owns which plans are kept, made from older ones or compiled, and in what order things reach the
+disk, so that a build that dies at any moment leaves no listed plan that is not whole. TensorRT is
+`engines.compiler`'s affair; the list and its files are `engines.plans`'.
 """
 
 from __future__ import annotations
 
-import fcntl
-import importlib
-import os
-import subprocess
+import hashlib
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from engines.errors import BackendError
-from engines.profiles import BatchRange, EngineKey, EngineList, EngineRecord, input_shapes
-from engines.spec import STAGES, ModelSpec, StageName, sha256_of
+from engines.compiler import Compiler
+from engines.disk import locked, remove_partials, set_aside, sync_folder, write_whole
+from engines.errors import BackendError, DamagedPlanError
+from engines.plans import ENGINES_FILE, EngineList, EngineRecord, is_whole
+from engines.profiles import (
+    DEFAULT_BATCHES,
+    BatchRange,
+    EngineKey,
+    StageGraph,
+    engine_key,
+    stage_graphs,
+)
+from engines.progress import Lines, Progress, run_cancellable
+from engines.spec import ModelSpec
+from engines.timings import load_timings, save_timings
 
-PACKAGES = {
-    "tensorrt": "pip install 'onestep[tensorrt]'",
-    "tensorrt_rtx": "pip install 'onestep[tensorrt-rtx]'",
-}
-CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-_REPORT_INTERVAL_S = 1.0
-Report = Callable[[str], None]
+_PLAN_NAME = re.compile(r".+-tensorrt(_rtx)?-SM\d+-b[\d-]+-[0-9a-f]{8}\.plan")
 
 
 @dataclass(frozen=True)
@@ -37,182 +39,168 @@ class Target:
     """What to compile for.
 
     Attributes:
-        package: a key of `PACKAGES`.
-        compute_capability: one of `CAPABILITIES`, or None for the GPU of this machine.
-        batch: the batch sizes that the plan takes.
+        package: one of `engines.profiles.PACKAGES`.
+        compute_capability: one of `engines.profiles.CAPABILITIES`, or None for this machine's GPU.
+        batches: one plan per stage is made for each; a size alone is a plan of fixed shapes.
+        refit: make plans that take other weights later, and use such plans where they are there.
     """
 
     package: str
     compute_capability: str | None
-    batch: BatchRange
+    batches: tuple[BatchRange, ...] = tuple(BatchRange.of(size) for size in DEFAULT_BATCHES)
+    refit: bool = False
 
 
 def build_engines(
-    bundle: Path, out: Path, target: Target, *, report: Report = lambda line: None
+    bundle: Path, out: Path, target: Target, *, progress: Progress | None = None
 ) -> list[EngineRecord]:
-    """Compile the three stages of `bundle` into `out`, one plan each; a fresh plan is kept.
+    """Make `out` hold a plan for every stage of `bundle` and batch; whole ones are kept.
 
     Raises:
         BundleError: a graph is missing or damaged.
         BackendError: the package is missing, refuses a graph, or fails to compile it.
+        KeyboardInterrupt: it was cancelled; plans that were finished are kept.
     """
     bundle, out = Path(bundle), Path(out)
+    progress = progress or Lines(lambda line: None)
     spec = ModelSpec.load(bundle)
+    graphs = stage_graphs(bundle, spec)
     spec.verify(bundle)
-    trt = _import(target)
-    capability = target.compute_capability or _local_capability()
+    compiler = Compiler(target.package, target.compute_capability)
     out.mkdir(parents=True, exist_ok=True)
-    records = []
-    with _locked(out, report):
-        for stage in STAGES:
-            graph = spec.graph_path(bundle, stage)
-            key = EngineKey(
-                graph_sha256=spec.stages[stage].sha256,
-                package=target.package,
-                package_version=trt.__version__,
-                compute_capability=capability,
-                batch=target.batch,
-                sizes_px=spec.sizes_px,
-            )
-            listed = EngineList.load(out)
-            record = listed.find(out, key)
-            if record is None:
-                start_s = time.monotonic()
-                plan = _compile(trt, graph, spec, stage, target, report)
-                record = _write(out, stage, key, plan, time.monotonic() - start_s)
-                listed.having(record).save(out)
-            else:
-                report(f"{stage}: {record.file} is up to date")
-            records.append(record)
-    return records
+    with locked(out, lambda: progress.line(f"waiting for another build in {out}")):
+        build = _Build(spec, out, compiler, progress)
+        build.prepare()
+        records = []
+        for graph in graphs:
+            key = engine_key(graph, spec.sizes_px, compiler.platform, target.batches[0])
+            for batch in target.batches:
+                update = {"batch": batch, "refit": target.refit}
+                records.append(build.plan(graph, key.model_copy(update=update)))
+        return records
 
 
-def parse_graph(trt: Any, builder: Any, graph: Path, logger: Any) -> Any:
-    """Parse an ONNX file into a network; the network is strongly typed, as all are since 11.0.
+class _Build:
+    """One build, holding the lock."""
 
-    Raises:
-        BackendError: the parser refuses the graph; its first complaint is in the message.
-    """
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph.read_bytes()):
-        complaint = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise BackendError(f"{trt.__name__} refuses {graph}: {complaint.strip()}")
-    return network
+    def __init__(self, spec: ModelSpec, out: Path, compiler: Compiler, progress: Progress) -> None:
+        self._spec = spec
+        self._out = out
+        self._compiler = compiler
+        self._progress = progress
+        self._listed = EngineList()
 
-
-def _import(target: Target) -> Any:
-    if target.package not in PACKAGES:
-        raise BackendError(f"unknown package {target.package!r}: choose {' or '.join(PACKAGES)}")
-    if target.compute_capability is not None and target.package != "tensorrt_rtx":
-        raise BackendError(
-            f"{target.package} compiles for the GPU of this machine alone: "
-            "leave --compute-capability out, or use --package tensorrt_rtx"
-        )
-    try:
-        return importlib.import_module(target.package)
-    except ImportError as error:
-        raise BackendError(f"{target.package} is missing: {PACKAGES[target.package]}") from error
-
-
-def _local_capability() -> str:
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        lines = []
-    if not lines:
-        raise BackendError(
-            "no GPU found here: give --compute-capability "
-            f"({', '.join(CAPABILITIES)}) with --package tensorrt_rtx"
-        )
-    return f"SM{lines[0].replace('.', '')}"
-
-
-def _compile(
-    trt: Any, graph: Path, spec: ModelSpec, stage: StageName, target: Target, report: Report
-) -> bytes:
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    report(f"{stage}: parsing {graph.name}")
-    network = parse_graph(trt, builder, graph, logger)
-    config = builder.create_builder_config()
-    if target.compute_capability is not None:
-        config.num_compute_capabilities = 1
-        capability = getattr(trt.ComputeCapability, target.compute_capability)
-        if not config.set_compute_capability(capability, 0):
-            raise BackendError(f"{target.package} cannot compile for {target.compute_capability}")
-    profile = builder.create_optimization_profile()
-    for name, shapes in input_shapes(spec, stage, target.batch).items():
-        profile.set_shape(name, *shapes)
-    if config.add_optimization_profile(profile) < 0:
-        raise BackendError(f"{target.package} refuses batch {target.batch} for the {stage} stage")
-    monitor = _monitor(trt, stage, report)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BackendError(
-            f"{target.package} could not compile {graph}: its own log above says why"
-        )
-    return bytes(plan)
-
-
-def _monitor(trt: Any, stage: StageName, report: Report) -> Any:
-    """A progress monitor; its base class exists only once the package is imported."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # the base is known at run time only
-        def __init__(self) -> None:
-            super().__init__()
-            self._num_steps: dict[str, int] = {}
-            self._last_s = time.monotonic()
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._num_steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            now_s = time.monotonic()
-            if now_s - self._last_s >= _REPORT_INTERVAL_S:
-                self._last_s = now_s
-                report(f"{stage}: {phase_name} {step + 1}/{self._num_steps.get(phase_name, '?')}")
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._num_steps.pop(phase_name, None)
-
-    return Monitor()
-
-
-def _write(
-    out: Path, stage: StageName, key: EngineKey, plan: bytes, build_s: float
-) -> EngineRecord:
-    batch = str(key.batch).replace(":", "-")
-    path = out / f"{stage}-{key.package}-{key.compute_capability}-b{batch}.plan"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        partial.write_bytes(plan)
-        partial.replace(path)
-    except OSError as error:
-        raise BackendError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return EngineRecord(
-        stage=stage,
-        file=path.name,
-        sha256=sha256_of(path),
-        size_bytes=len(plan),
-        fingerprint=key.fingerprint,
-        key=key,
-        build_s=round(build_s, 3),
-    )
-
-
-@contextmanager
-def _locked(out: Path, report: Report) -> Iterator[None]:
-    """Let one build at a time write into `out`."""
-    with (out / ".lock").open("w") as lock:
+    def prepare(self) -> None:
+        """Clear away what dead builds left and read the list and the timing cache."""
+        num_partials = remove_partials(self._out)
+        if num_partials:
+            self._progress.line(f"removed {num_partials} half-written files of a build that died")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another build in {out}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            self._listed = EngineList.load(self._out)
+        except DamagedPlanError as error:
+            aside = set_aside(self._out / ENGINES_FILE)
+            self._progress.line(f"{error}; set aside as {aside.name}, building anew")
+        # A plan that a dead build wrote and did not list, or replaced and did not remove.
+        listed = {record.file for record in self._listed.engines}
+        for path in self._out.glob("*.plan"):
+            if _PLAN_NAME.fullmatch(path.name) and path.name not in listed:
+                path.unlink()
+                self._progress.line(f"removed {path.name}, which is not listed")
+        if self._compiler.keeps_timings:
+            self._compiler.timings, ignored = load_timings(self._out, self._compiler.platform)
+            if ignored:
+                self._progress.line(ignored)
+
+    def plan(self, graph: StageGraph, key: EngineKey) -> EngineRecord:
+        """The plan for a key: kept, refitted or compiled."""
+        name = f"{graph.path.stem} batch {key.batch}"
+        record = self._listed.find(key)
+        if record is not None:
+            if is_whole(self._out, record):
+                self._progress.line(f"{name}: {record.file} is up to date")
+                return record
+            self._drop(name, record)
+        start_s = time.monotonic()
+        plan = self._refit(name, graph, key)
+        made_by: Literal["compile", "refit"] = "refit" if plan else "compile"
+        plan = plan or self._compile(name, graph, key)
+        made = EngineRecord(
+            file=_plan_name(graph, key),
+            graph_file=graph.path.name,
+            sha256=hashlib.sha256(plan).hexdigest(),
+            size_bytes=len(plan),
+            fingerprint=key.fingerprint,
+            key=key,
+            made_by=made_by,
+            build_s=round(time.monotonic() - start_s, 3),
+        )
+        self._keep(made, plan)
+        return made
+
+    def _drop(self, name: str, record: EngineRecord) -> None:
+        """Unlist a plan that is not whole before another is written under its name."""
+        path = self._out / record.file
+        if path.is_file():
+            self._progress.line(f"{name}: {path} is damaged, set aside as {set_aside(path).name}")
+        else:
+            self._progress.line(f"{name}: {path} is missing")
+        self._listed = self._listed.without(record)
+        self._listed.save(self._out)
+
+    def _keep(self, record: EngineRecord, plan: bytes) -> None:
+        """Write a plan, then list it, then remove those that it replaces: in that order."""
+        write_whole(self._out / record.file, plan)
+        replaced = [other for other in self._listed.engines if record.replaces(other)]
+        self._listed = self._listed.having(record)
+        self._listed.save(self._out)
+        for other in replaced:
+            if other.file != record.file:
+                (self._out / other.file).unlink(missing_ok=True)
+        sync_folder(self._out)
+
+    def _refit(self, name: str, graph: StageGraph, key: EngineKey) -> bytes | None:
+        """A plan out of an older one with other weights; None where that cannot be."""
+        base = self._listed.refit_base(key)
+        if base is None or not is_whole(self._out, base):
+            return None
+        self._progress.show(name, f"refitting {base.file}", 0.0)
+        try:
+            plan = self._compiler.refit((self._out / base.file).read_bytes(), graph.path)
+        except BackendError as error:
+            self._progress.line(f"{name}: {error}; compiling instead")
+            return None
+        self._progress.show(name, "refitted", 1.0)
+        return plan
+
+    def _compile(self, name: str, graph: StageGraph, key: EngineKey) -> bytes:
+        def compile_plan(cancelled: Callable[[], bool]) -> bytes:
+            self._progress.line(f"{name}: compiling")
+            return self._compiler.compile(
+                graph.path,
+                self._spec,
+                key.batch,
+                refit=key.refit,
+                on_progress=lambda phase, fraction: self._progress.show(name, phase, fraction),
+                cancelled=cancelled,
+            )
+
+        def on_cancel() -> None:
+            self._progress.line(f"{name}: stopping at the next step; Ctrl-C again stops at once")
+
+        plan = run_cancellable(compile_plan, on_cancel)
+        if self._compiler.timings:
+            save_timings(self._out, self._compiler.platform, self._compiler.timings)
+        return plan
+
+
+def _plan_name(graph: StageGraph, key: EngineKey) -> str:
+    """A name that `_PLAN_NAME` matches; with the fingerprint, so that no plan overwrites another.
+
+    A listed plan is therefore never another key's file, whenever a build dies.
+    """
+    platform = key.platform
+    batch = str(key.batch).replace(":", "-")
+    return (
+        f"{graph.path.stem}-{platform.package}-{platform.compute_capability}-b{batch}"
+        f"-{key.fingerprint[:8]}.plan"
+    )

@@ -4,7 +4,9 @@
     ├── BundleError    a model folder is missing, damaged or of another format
     ├── BackendError   a runtime could not load or run a stage
     │   ├── OutOfMemoryError   the batch is too large for the device
-    │   └── BadPictureError    a stage gave numbers that are no picture, twice
+    │   ├── BadPictureError    a stage gave numbers that are no picture, twice
+    │   └── PlanError          no compiled plan fits what is wanted
+    │       └── DamagedPlanError   one does, and its file or its list is not what was written
     ├── ExportError    a torch folder cannot become graphs
     └── ParityError    two backends draw different pictures
 
@@ -30,6 +32,14 @@ class OutOfMemoryError(BackendError):
 
 class BadPictureError(BackendError):
     """A stage gave numbers that are no picture, in the highest precision too."""
+
+
+class PlanError(BackendError):
+    """No compiled plan fits what is wanted."""
+
+
+class DamagedPlanError(PlanError):
+    """A plan's file or the list of plans is not what was written."""
 
 
 class ExportError(EnginesError):

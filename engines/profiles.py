@@ -1,23 +1,30 @@
-"""What a compiled plan was made for: its range of shapes and its fingerprint.
+"""What a compiled plan is made for: its range of shapes, its platform and its fingerprint.
 
-Owns batch ranges, the input shapes that follow from them, and engines.json, the list of a
-bundle's own plans. Knows no compiler.
+Owns batch ranges, the input shapes that follow from them, and the key of a plan. Knows no compiler
+and no folder of plans; that is `engines.plans`.
 
-Shape suffixes: B batch, L tokens, D width, C channel, h/w latent.
+Shape suffixes: B batch, C channel, H/W pixels, h/w latent; other letters name axes that a graph
+fixes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.errors import BundleError
-from engines.spec import ModelSpec, StageName, sha256_of
+from engines.graphs import graph_digests
+from engines.spec import STAGES, ModelSpec, StageName
 
-ENGINES_FILE = "engines.json"
+PACKAGES: tuple[str, ...] = ("tensorrt", "tensorrt_rtx")
+# What tensorrt_rtx compiles for on any machine; tensorrt compiles for the GPU that it finds.
+CAPABILITIES: tuple[str, ...] = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+DEFAULT_BATCHES: tuple[int, ...] = (1, 2, 4, 8, 16)
 Shape = tuple[int, ...]
 
 
@@ -53,106 +60,136 @@ class BatchRange(_Frozen):
             raise ValueError(f"batch must be MIN <= OPT <= MAX, got {text!r}")
         return cls(min=low, opt=best, max=high)
 
+    @classmethod
+    def of(cls, size: int) -> BatchRange:
+        """The range that holds one size alone."""
+        return cls(min=size, opt=size, max=size)
+
     def __str__(self) -> str:
         """The form that `parse` reads."""
         return str(self.opt) if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
 
 
+class Platform(_Frozen):
+    """Where a plan runs: TensorRT package and version, and the GPU's capability ("SM89")."""
+
+    package: str
+    package_version: str
+    compute_capability: str
+
+
 class EngineKey(_Frozen):
-    """Everything that a plan depends on; any difference asks for another build.
+    """Everything that a plan depends on; any difference asks for another plan.
 
     Precision is no field of its own: networks are strongly typed, so it lies in the graph.
     """
 
-    graph_sha256: str
-    package: str
-    package_version: str
-    compute_capability: str
+    stage: StageName
+    architecture_sha256: str
+    weights_sha256: str
+    platform: Platform
     batch: BatchRange
     sizes_px: tuple[tuple[int, int], ...]
+    refit: bool = Field(default=False, description="the plan can take other weights")
 
     @property
     def fingerprint(self) -> str:
         """Hex digest over all fields."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-
-class EngineRecord(_Frozen):
-    """One plan beside the list."""
-
-    stage: StageName
-    file: str
-    sha256: str
-    size_bytes: int
-    fingerprint: str
-    key: EngineKey
-    build_s: float
+    def is_refit_of(self, other: EngineKey) -> bool:
+        """Whether a plan of `other` becomes one of this key by taking its weights."""
+        return self.refit and self == other.model_copy(
+            update={"weights_sha256": self.weights_sha256}
+        )
 
 
-class EngineList(_Frozen):
-    """engines.json: the plans that this project built here, with their digests.
+@dataclass(frozen=True)
+class StageGraph:
+    """One graph of a bundle.
 
-    A plan is code: one that is not listed, or differs from its digest, is never loaded.
+    Attributes:
+        stage: which part of the model.
+        path: the ONNX file.
+        weights_sha256: digest of the weights that lie beside it, if any do.
     """
 
-    engines: tuple[EngineRecord, ...] = ()
+    stage: StageName
+    path: Path
+    weights_sha256: str | None
 
-    @classmethod
-    def load(cls, folder: Path) -> EngineList:
-        """Read the list; a folder without one has no plans.
 
-        Raises:
-            BundleError: the list is damaged.
-        """
-        path = Path(folder) / ENGINES_FILE
-        if not path.is_file():
-            return cls()
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise BundleError(f"{path} is damaged: delete it and build again") from error
+def stage_graphs(bundle: Path, spec: ModelSpec) -> list[StageGraph]:
+    """The graphs that `spec` lists, those that every model has first.
 
-    def save(self, folder: Path) -> None:
-        """Write the list whole or not at all."""
-        path = Path(folder) / ENGINES_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+    Raises:
+        BundleError: the folder is a model that was never exported.
+    """
+    for stage in STAGES:
+        spec.graph_path(bundle, stage)
+    names = (*STAGES, *(stage for stage in spec.stages if stage not in STAGES))
+    graphs = []
+    for stage in names:
+        weights = getattr(spec.stages[stage], "weights", None)
+        digest = None if weights is None else weights.sha256
+        graphs.append(StageGraph(stage, spec.graph_path(bundle, stage), digest))
+    return graphs
 
-    def find(self, folder: Path, key: EngineKey) -> EngineRecord | None:
-        """The plan of this very key, if it is listed and its file is whole."""
-        for record in self.engines:
-            path = Path(folder) / record.file
-            if record.fingerprint == key.fingerprint and path.is_file():
-                return record if sha256_of(path) == record.sha256 else None
-        return None
 
-    def having(self, record: EngineRecord) -> EngineList:
-        """The list with `record` in place of any other of the same file."""
-        kept = tuple(other for other in self.engines if other.file != record.file)
-        return EngineList(engines=(*kept, record))
+def engine_key(
+    graph: StageGraph, sizes_px: Sequence[tuple[int, int]], platform: Platform, batch: BatchRange
+) -> EngineKey:
+    """The key of the plan for a graph; reads the whole file, so copy the key for other batches.
+
+    Raises:
+        BundleError: the file is missing or no ONNX graph.
+    """
+    digests = graph_digests(graph.path, graph.weights_sha256)
+    return EngineKey(
+        stage=graph.stage,
+        architecture_sha256=digests.architecture,
+        weights_sha256=digests.weights,
+        platform=platform,
+        batch=batch,
+        sizes_px=tuple(sizes_px),
+    )
 
 
 def input_shapes(
-    spec: ModelSpec, stage: StageName, batch: BatchRange
-) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """(min, opt, max) shape of each input of a stage, over the batch range and all sizes."""
-    shapes_Chw = [spec.latent_shape(width, height) for width, height in spec.sizes_px]
-    low = tuple(min(axis) for axis in zip(*shapes_Chw, strict=True))
-    high = tuple(max(axis) for axis in zip(*shapes_Chw, strict=True))
-    text = (spec.text.max_tokens,)
+    spec: ModelSpec, name: str, graph_shape: Shape, batch: BatchRange
+) -> tuple[Shape, Shape, Shape]:
+    """(min, opt, max) shape of one input, over the batch range and all sizes of the model.
 
-    def over_batch(low: Shape, opt: Shape, high: Shape) -> tuple[Shape, Shape, Shape]:
-        return (batch.min, *low), (batch.opt, *opt), (batch.max, *high)
+    Args:
+        spec: gives the sizes; the first is the one that the plan is fastest at.
+        name: ends in a letter per axis: latents_BChw.
+        graph_shape: as the graph has it, -1 for the axes that it leaves free.
+        batch: the batch sizes.
 
-    latents = over_batch(low, shapes_Chw[0], high)
-    if stage == "text":
-        return {"input_ids_BL": over_batch(text, text, text)}
-    if stage == "decode":
-        return {"latents_BChw": latents}
-    embeds = (*text, spec.text.width)
-    return {
-        "latents_BChw": latents,
-        "timestep_B": over_batch((), (), ()),
-        "text_embeds_BLD": over_batch(embeds, embeds, embeds),
+    Raises:
+        BundleError: a free axis has no letter that says what it is.
+    """
+    letters = name.rpartition("_")[2]
+    if len(letters) != len(graph_shape):
+        raise BundleError(
+            f"input {name} has {len(graph_shape)} axes, its name says {len(letters)}: "
+            "export the bundle again"
+        )
+    pixels = {"W": [width for width, _ in spec.sizes_px], "H": [high for _, high in spec.sizes_px]}
+    cells = {
+        axis.lower(): [size // spec.latent.downscale for size in sizes]
+        for axis, sizes in pixels.items()
     }
+    axes = pixels | cells
+    shapes = []
+    for letter, size in zip(letters, graph_shape, strict=True):
+        if size >= 0:
+            shapes.append((size, size, size))
+        elif letter == "B":
+            shapes.append((batch.min, batch.opt, batch.max))
+        elif letter in axes:
+            shapes.append((min(axes[letter]), axes[letter][0], max(axes[letter])))
+        else:
+            raise BundleError(f"axis {letter} of input {name} is free: export the bundle again")
+    low, opt, high = zip(*shapes, strict=True)
+    return low, opt, high

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines.__main__ import main
-from engines.build import Target, build_engines, parse_graph
+from engines.build import Target, build_engines
+from engines.compiler import Compiler, parse_graph
 from engines.errors import BackendError, BundleError
-from engines.profiles import BatchRange, EngineList
-from engines.spec import STAGES, sha256_of
+from engines.plans import EngineList
+from engines.profiles import BatchRange
+from engines.spec import STAGES, ModelSpec, sha256_of
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
-TARGET = Target("tensorrt_rtx", "SM89", BatchRange(min=1, opt=4, max=8))
-
-
-@pytest.fixture(scope="session")
-def plans(bundle: Path) -> Path:
-    folder = bundle.parent / "plans"
-    build_engines(bundle, folder, TARGET)
-    return folder
+TARGET = Target("tensorrt_rtx", "SM89", (BatchRange(min=1, opt=4, max=8), BatchRange.of(2)))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -44,34 +36,20 @@ def test_the_parser_accepts_every_graph_with_a_free_batch(
         assert network.get_output(0).dtype == trt.DataType.UINT8
 
 
-def test_every_stage_is_compiled_and_listed_with_its_digest(plans: Path) -> None:
+def test_every_stage_is_compiled_and_listed_with_its_digest(bundle: Path, tmp_path: Path) -> None:
+    plans = tmp_path / "plans"
+    build_engines(bundle, plans, TARGET)
     records = EngineList.load(plans).engines
-    assert [record.stage for record in records] == list(STAGES)
+    assert [record.key.stage for record in records] == [name for name in STAGES for _ in range(2)]
+    assert [str(record.key.batch) for record in records] == ["1:4:8", "2"] * 3
     for record in records:
         path = plans / record.file
         assert sha256_of(path) == record.sha256
         assert path.stat().st_size == record.size_bytes > 10_000
-        assert record.key.package_version == trt.__version__
+        assert record.key.platform.package_version == trt.__version__
         assert record.fingerprint == record.key.fingerprint
+        assert (record.graph_file, record.made_by) == (f"{record.key.stage}.onnx", "compile")
     assert not list(plans.glob("*.partial"))
-
-
-def test_a_fresh_plan_is_kept_and_a_damaged_or_stale_one_is_built_again(
-    bundle: Path, plans: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(plans, tmp_path / "plans"))
-    before = EngineList.load(folder).engines
-    lines: list[str] = []
-    assert tuple(build_engines(bundle, folder, TARGET, report=lines.append)) == before
-    assert [line for line in lines if "up to date" in line] == lines
-
-    damaged = folder / before[0].file
-    damaged.write_bytes(b"not a plan")
-    lines.clear()
-    records = build_engines(bundle, folder, TARGET, report=lines.append)
-    assert sha256_of(damaged) == records[0].sha256
-    assert sum("up to date" in line for line in lines) == 2
-    assert len(EngineList.load(folder).engines) == 3
 
 
 def test_the_parser_refuses_uint8_inside_a_graph_and_says_where(tmp_path: Path) -> None:
@@ -89,51 +67,6 @@ def test_the_parser_refuses_uint8_inside_a_graph_and_says_where(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-def test_builds_into_one_folder_wait_for_each_other(
-    bundle: Path, plans: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(plans, tmp_path / "plans"))
-    inside, go_on = threading.Event(), threading.Event()
-    waiting = threading.Event()
-
-    def hold(line: str) -> None:
-        inside.set()
-        assert go_on.wait(timeout=60)
-
-    def notice(line: str) -> None:
-        if "waiting for another build" in line:
-            waiting.set()
-
-    first = threading.Thread(
-        target=build_engines, args=(bundle, folder, TARGET), kwargs={"report": hold}
-    )
-    second = threading.Thread(
-        target=build_engines, args=(bundle, folder, TARGET), kwargs={"report": notice}
-    )
-    first.start()
-    assert inside.wait(timeout=60)
-    second.start()
-    assert waiting.wait(timeout=60)
-    assert second.is_alive()
-    go_on.set()
-    first.join(timeout=60)
-    second.join(timeout=60)
-    assert not first.is_alive() and not second.is_alive()
-
-
-def test_the_build_command_prints_each_plan(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["build", str(bundle), "--compute-capability", "SM120", "--batch", "2"]
-    assert main([*arguments, "--out", str(tmp_path / "plans")]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3
-    assert all("SM120-b2.plan" in line and "built in" in line for line in printed)
-
-    assert main([*arguments, "--out", str(bundle / "model.json" / "plans")]) == 2
-    assert str(bundle / "model.json") in capsys.readouterr().err
-
-
 def test_a_model_that_was_never_exported_is_refused(torch_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="holds no text graph"):
         build_engines(torch_folder, tmp_path / "plans", TARGET)
@@ -143,6 +76,25 @@ def test_the_local_gpu_is_asked_for_its_capability(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    local = Target("tensorrt_rtx", None, TARGET.batch)
+    local = Target("tensorrt_rtx", None, TARGET.batches)
     with pytest.raises(BackendError, match=r"no GPU found here: give --compute-capability"):
         build_engines(bundle, tmp_path / "plans", local)
+
+
+def test_weights_beside_the_graph_are_found(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "denoise.onnx"
+    onnx.save(
+        onnx.load(bundle / "denoise.onnx"),
+        path,
+        save_as_external_data=True,
+        location="denoise.onnx.data",
+        size_threshold=0,
+    )
+    spec = ModelSpec.load(bundle)
+    batch = BatchRange.of(1)
+    compiler = Compiler("tensorrt_rtx", "SM89")
+    inside = compiler.compile(bundle / "denoise.onnx", spec, batch)
+    assert len(compiler.compile(path, spec, batch)) == pytest.approx(len(inside), rel=0.01)
+    (tmp_path / "denoise.onnx.data").unlink()
+    with pytest.raises(BackendError, match=f"tensorrt_rtx refuses {path}"):
+        compiler.compile(path, spec, batch)

@@ -1,4 +1,4 @@
-"""Batch ranges, fingerprints and the list of plans."""
+"""Batch ranges, input shapes and the keys of plans."""
 
 from __future__ import annotations
 
@@ -7,41 +7,14 @@ from typing import Any
 
 import pytest
 from engines_fixtures import tiny_spec
+from plans_fixtures import KEY
 from pydantic import ValidationError
 
 from engines.errors import BundleError
-from engines.profiles import (
-    ENGINES_FILE,
-    BatchRange,
-    EngineKey,
-    EngineList,
-    EngineRecord,
-    input_shapes,
-)
-from engines.spec import sha256_of
+from engines.profiles import BatchRange, Platform, input_shapes, stage_graphs
+from engines.spec import StageFile
 
-KEY = EngineKey(
-    graph_sha256="0" * 64,
-    package="tensorrt_rtx",
-    package_version="1.7.1",
-    compute_capability="SM89",
-    batch=BatchRange(min=1, opt=4, max=8),
-    sizes_px=((64, 64),),
-)
-
-
-def _record(folder: Path, key: EngineKey = KEY) -> EngineRecord:
-    path = folder / "text.plan"
-    path.write_bytes(b"plan")
-    return EngineRecord(
-        stage="text",
-        file=path.name,
-        sha256=sha256_of(path),
-        size_bytes=4,
-        fingerprint=key.fingerprint,
-        key=key,
-        build_s=0.5,
-    )
+RANGE = BatchRange(min=1, opt=4, max=8)
 
 
 @pytest.mark.parametrize("text", ["8", "1:4:16", "2:2:2"])
@@ -65,12 +38,15 @@ def test_a_range_out_of_order_is_refused() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"graph_sha256": "1" * 64},
-        {"package": "tensorrt"},
-        {"package_version": "1.7.2"},
-        {"compute_capability": "SM120"},
+        {"stage": "decode"},
+        {"architecture_sha256": "2" * 64},
+        {"weights_sha256": "2" * 64},
+        {"platform": Platform(**(KEY.platform.model_dump() | {"package": "tensorrt"}))},
+        {"platform": Platform(**(KEY.platform.model_dump() | {"package_version": "1.7.2"}))},
+        {"platform": Platform(**(KEY.platform.model_dump() | {"compute_capability": "SM120"}))},
         {"batch": BatchRange(min=1, opt=4, max=16)},
         {"sizes_px": ((64, 64), (128, 64))},
+        {"refit": True},
     ],
 )
 def test_every_difference_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -78,38 +54,67 @@ def test_every_difference_changes_the_fingerprint(change: dict[str, Any]) -> Non
     assert KEY.model_copy().fingerprint == KEY.fingerprint
 
 
+def test_a_plan_is_refitted_for_other_weights_and_rebuilt_for_anything_else() -> None:
+    base = KEY.model_copy(update={"refit": True})
+    wanted = base.model_copy(update={"weights_sha256": "3" * 64})
+    assert wanted.is_refit_of(base)
+    for change in (
+        {"architecture_sha256": "3" * 64},
+        {"batch": BatchRange.of(3)},
+        {"sizes_px": ((128, 64),)},
+        {"stage": "decode"},
+        {"platform": KEY.platform.model_copy(update={"package_version": "2"})},
+    ):
+        assert not wanted.model_copy(update=change).is_refit_of(base)
+    assert not wanted.is_refit_of(KEY)
+    assert not wanted.model_copy(update={"refit": False}).is_refit_of(KEY)
+
+
 def test_shapes_cover_the_batch_range_and_all_sizes() -> None:
     spec = tiny_spec(sizes_px=((64, 64), (128, 32)))
-    batch = BatchRange(min=1, opt=4, max=8)
-    assert input_shapes(spec, "text", batch) == {"input_ids_BL": ((1, 12), (4, 12), (8, 12))}
-    assert input_shapes(spec, "denoise", batch) == {
-        "latents_BChw": ((1, 8, 4, 8), (4, 8, 8, 8), (8, 8, 8, 16)),
-        "timestep_B": ((1,), (4,), (8,)),
-        "text_embeds_BLD": ((1, 12, 32), (4, 12, 32), (8, 12, 32)),
+    shapes = {
+        (name, shape): input_shapes(spec, name, shape, RANGE)
+        for name, shape in (
+            ("input_ids_BL", (-1, 12)),
+            ("latents_BChw", (-1, 8, -1, -1)),
+            ("images_BHWC", (-1, -1, -1, 3)),
+            ("timestep_B", (-1,)),
+        )
     }
-    assert set(input_shapes(spec, "decode", batch)) == {"latents_BChw"}
+    assert list(shapes.values()) == [
+        ((1, 12), (4, 12), (8, 12)),
+        ((1, 8, 4, 8), (4, 8, 8, 8), (8, 8, 8, 16)),
+        ((1, 32, 64, 3), (4, 64, 64, 3), (8, 64, 128, 3)),
+        ((1,), (4,), (8,)),
+    ]
 
 
-def test_a_listed_whole_plan_is_found_and_no_other(tmp_path: Path) -> None:
-    record = _record(tmp_path)
-    EngineList().having(record).save(tmp_path)
-    listed = EngineList.load(tmp_path)
-    assert listed.find(tmp_path, KEY) == record
-    assert listed.find(tmp_path, KEY.model_copy(update={"package_version": "9"})) is None
-    (tmp_path / record.file).write_bytes(b"other")
-    assert listed.find(tmp_path, KEY) is None
-    (tmp_path / record.file).unlink()
-    assert listed.find(tmp_path, KEY) is None
+def test_one_batch_and_one_size_make_a_static_plan() -> None:
+    shape = (4, 8, 8, 8)
+    found = input_shapes(tiny_spec(), "latents_BChw", (-1, 8, -1, -1), BatchRange.of(4))
+    assert found == (shape, shape, shape)
 
 
-def test_a_rebuilt_plan_replaces_its_entry(tmp_path: Path) -> None:
-    old = _record(tmp_path, KEY.model_copy(update={"package_version": "1.0"}))
-    new = _record(tmp_path)
-    assert EngineList().having(old).having(new).engines == (new,)
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("text_embeds_BLD", (-1, -1, 32), "axis L of input text_embeds_BLD is free.*export"),
+        ("latents_BChw", (-1, 8, 8), "latents_BChw has 3 axes, its name says 4.*export"),
+    ],
+)
+def test_an_input_that_does_not_say_its_axes_is_named(
+    name: str, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        input_shapes(tiny_spec(), name, shape, RANGE)
 
 
-def test_a_folder_without_a_list_has_no_plans_and_a_damaged_list_is_named(tmp_path: Path) -> None:
-    assert EngineList.load(tmp_path).engines == ()
-    (tmp_path / ENGINES_FILE).write_text("{")
-    with pytest.raises(BundleError, match=f"{tmp_path / ENGINES_FILE} is damaged.*build again"):
-        EngineList.load(tmp_path)
+def test_all_listed_graphs_are_found_and_a_model_without_them_is_refused(tmp_path: Path) -> None:
+    stages: Any = {
+        stage: StageFile(file=f"{stage}.onnx", sha256="0" * 64, size_bytes=1)
+        for stage in ("decode", "text", "denoise")
+    }
+    graphs = stage_graphs(tmp_path, tiny_spec(stages=stages))
+    assert [graph.path.name for graph in graphs] == ["text.onnx", "denoise.onnx", "decode.onnx"]
+    with pytest.raises(BundleError, match="holds no text graph"):
+        stage_graphs(tmp_path, tiny_spec())

@@ -1,27 +1,93 @@
-"""Every TensorRT name that the build uses exists in the data-centre package too.
+"""Every TensorRT name that the engines use exists in both packages.
 
-That package compiles only where a GPU is, so nothing of it runs here. tensorrt_11_4_api.json lists
-the public classes of tensorrt-cu13-bindings 11.4 and the members of those that the build touches.
+The data-centre package compiles only where a GPU is, so nothing of it runs here.
+tensorrt_11_4_api.json lists the public classes of its bindings, 11.4, and the members of those that
+are used; `tests/tensorrt_api.py` writes it. The other package is asked itself.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# RTX only; the build touches them where a capability is named, which the other package refuses.
-_RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
-# The object that each local variable of engines.build holds.
-_CLASSES = {
+# RTX only; touched where a capability is named, which the other package refuses.
+RTX_ONLY = {
+    ("", "ComputeCapability"),
+    ("IBuilderConfig", "num_compute_capabilities"),
+    ("IBuilderConfig", "set_compute_capability"),
+}
+# What a name holds wherever it is no local assignment that says so: parameters and attributes.
+NAMES = {
     "builder": "Builder",
     "config": "IBuilderConfig",
-    "parser": "OnnxParser",
-    "profile": "IOptimizationProfile",
+    "network": "INetworkDefinition",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime": "Runtime",
 }
+# What a method returns; None is nothing of TensorRT's. One that is not here has to be added.
+RETURNS = {
+    ("Builder", "build_serialized_network"): "IHostMemory",
+    ("Builder", "create_builder_config"): "IBuilderConfig",
+    ("Builder", "create_network"): "INetworkDefinition",
+    ("Builder", "create_optimization_profile"): "IOptimizationProfile",
+    ("IBuilderConfig", "create_timing_cache"): "ITimingCache",
+    ("IBuilderConfig", "get_timing_cache"): "ITimingCache",
+    ("ICudaEngine", "create_execution_context"): "IExecutionContext",
+    ("ICudaEngine", "create_runtime_config"): "IRuntimeConfig",
+    ("ICudaEngine", "create_serialization_config"): "ISerializationConfig",
+    ("ICudaEngine", "serialize_with_config"): "IHostMemory",
+    ("INetworkDefinition", "get_input"): "ITensor",
+    ("ITimingCache", "serialize"): "IHostMemory",
+    ("Refitter", "get_missing_weights"): None,
+    ("Runtime", "deserialize_cuda_engine"): "ICudaEngine",
+}
+Use = tuple[str, str]
+
+
+def _uses(tree: ast.Module) -> Iterator[Use]:
+    """(class, member) of every attribute that belongs to TensorRT; class "" is the package."""
+    held: dict[str, str | None] = dict(NAMES) | {"trt": "", "self._trt": ""}
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    for node in sorted(assigned, key=lambda node: node.lineno):
+        call = node.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            owner = held.get(ast.unparse(call.func.value))
+            if owner is not None:
+                name = ast.unparse(node.targets[0])
+                member = call.func.attr
+                held[name] = member if owner == "" else RETURNS[owner, member]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = held.get(ast.unparse(node.value))
+        if owner is not None:
+            yield owner, node.attr
+        elif ast.unparse(node.value).startswith("trt."):
+            yield ast.unparse(node.value).removeprefix("trt."), node.attr
+
+
+@pytest.fixture(scope="module")
+def trees(repo_root: Path) -> dict[str, ast.Module]:
+    """The modules of engines that call TensorRT."""
+    sources = {path: path.read_text() for path in (repo_root / "engines").rglob("*.py")}
+    return {
+        str(path.relative_to(repo_root)): ast.parse(text)
+        for path, text in sources.items()
+        if "trt." in text
+    }
+
+
+@pytest.fixture(scope="module")
+def uses(trees: dict[str, ast.Module]) -> dict[Use, str]:
+    """Each use, and a module that it is in."""
+    found = {use: path for path, tree in trees.items() for use in _uses(tree)}
+    return {use: path for use, path in found.items() if not use[1].startswith("__")}
 
 
 @pytest.fixture(scope="module")
@@ -31,43 +97,85 @@ def api() -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def attributes(repo_root: Path) -> set[tuple[str, str]]:
-    """(variable, attribute) pairs in the build's source."""
-    tree = ast.parse((repo_root / "engines" / "build.py").read_text())
-    return {
-        (node.value.id, node.attr)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+def test_the_calls_of_a_build_and_a_refit_are_found(uses: dict[Use, str]) -> None:
+    assert {
+        ("", "Builder"),
+        ("BuilderFlag", "REFIT"),
+        ("Builder", "build_serialized_network"),
+        ("IBuilderConfig", "progress_monitor"),
+        ("IBuilderConfig", "set_timing_cache"),
+        ("INetworkDefinition", "num_inputs"),
+        ("IOptimizationProfile", "set_shape"),
+        ("ITensor", "shape"),
+        ("OnnxParser", "parse_from_file"),
+        ("OnnxParserRefitter", "refit_from_file"),
+        ("Refitter", "refit_cuda_engine"),
+        ("Runtime", "deserialize_cuda_engine"),
+        ("ICudaEngine", "serialize_with_config"),
+        ("ISerializationConfig", "set_flag"),
+        ("SerializationFlag", "INCLUDE_REFIT"),
+        ("ILogger", "ERROR"),
+    } <= set(uses)
+
+
+def test_every_name_exists_in_the_data_centre_package(
+    uses: dict[Use, str], api: dict[str, Any]
+) -> None:
+    missing = {
+        f"{path}: {owner or 'trt'}.{member}"
+        for (owner, member), path in uses.items()
+        if (owner, member) not in RTX_ONLY
+        and member not in (api["members"][owner] if owner else api["names"])
     }
+    assert not missing
 
 
-def test_every_class_exists(api: dict[str, Any], attributes: set[tuple[str, str]]) -> None:
-    used = {name for variable, name in attributes if variable == "trt"}
-    used -= {"__version__", "__name__"} | _RTX_ONLY
-    assert {"Builder", "OnnxParser", "Logger", "IProgressMonitor"} <= used
-    assert used <= set(api["names"])
+def test_every_name_exists_in_the_rtx_package(uses: dict[Use, str]) -> None:
+    trt: Any = pytest.importorskip("tensorrt_rtx")
+    missing = {
+        f"{path}: {owner or 'trt'}.{member}"
+        for (owner, member), path in uses.items()
+        if not hasattr(getattr(trt, owner) if owner else trt, member)
+    }
+    assert not missing
 
 
-@pytest.mark.parametrize("variable", sorted(_CLASSES))
-def test_every_member_exists(
-    variable: str, api: dict[str, Any], attributes: set[tuple[str, str]]
+def test_what_is_called_rtx_only_is_so_and_is_used(
+    uses: dict[Use, str], api: dict[str, Any]
 ) -> None:
-    used = {name for owner, name in attributes if owner == variable} - _RTX_ONLY
-    assert used
-    assert used <= set(api["members"][_CLASSES[variable]])
+    for owner, member in RTX_ONLY:
+        assert (owner, member) in uses
+        assert member not in (api["members"][owner] if owner else api["names"])
 
 
-def test_the_progress_monitor_overrides_what_the_package_calls(
-    api: dict[str, Any], repo_root: Path
+@pytest.mark.parametrize(
+    ("base", "extra"), [("trt.IProgressMonitor", set()), ("trt.ILogger", {"min_severity"})]
+)
+def test_our_classes_override_what_the_package_calls(
+    base: str, extra: set[str], trees: dict[str, ast.Module], api: dict[str, Any]
 ) -> None:
-    tree = ast.parse((repo_root / "engines" / "build.py").read_text())
-    (monitor,) = [
+    (ours,) = [
         node
+        for tree in trees.values()
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        and node.bases
-        and ast.unparse(node.bases[0]) == "trt.IProgressMonitor"
+        if isinstance(node, ast.ClassDef) and node.bases and ast.unparse(node.bases[0]) == base
     ]
-    methods = {node.name for node in monitor.body if isinstance(node, ast.FunctionDef)}
-    assert methods - {"__init__"} == set(api["members"]["IProgressMonitor"])
+    methods = {node.name for node in ours.body if isinstance(node, ast.FunctionDef)}
+    theirs = {name for name in api["members"][base.removeprefix("trt.")] if name.islower()}
+    assert methods - {"__init__"} == theirs - extra
+
+
+def test_a_name_that_does_not_exist_is_found() -> None:
+    source = (
+        "builder = trt.Builder(logger)\n"
+        "config = builder.create_builder_config()\n"
+        "config.set_flag(trt.BuilderFlag.FP16)\n"
+        "self._engine = self._runtime.x()\n"
+    )
+    assert set(_uses(ast.parse(source))) == {
+        ("", "Builder"),
+        ("", "BuilderFlag"),
+        ("Builder", "create_builder_config"),
+        ("IBuilderConfig", "set_flag"),
+        ("BuilderFlag", "FP16"),
+    }
