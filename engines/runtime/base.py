@@ -116,10 +116,19 @@ class RuntimeOptions:
     Attributes:
         precision: which graphs of the bundle; None takes its base.
         num_threads: on a CPU; None leaves the choice to the runtime.
+        device: "cuda", "cuda:N", or "cpu" where a backend can do either; None leaves it to the
+            backend.
+        batch_sizes: what a backend that records or compiles prepares for; None leaves it to the
+            backend.
+        is_compiled: whether the torch_cuda backend passes the networks through torch.compile, which
+            takes minutes at the first batch of each size.
     """
 
     precision: Precision | None = None
     num_threads: int | None = None
+    device: str | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    is_compiled: bool = False
 
 
 class Backend(Protocol):

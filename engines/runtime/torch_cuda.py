@@ -1,0 +1,139 @@
+"""The torch modules on a GPU: recorded as CUDA graphs, and compiled first where asked for.
+
+Owns which numbers the networks compute in. What surrounds them (scales, the estimate of the clean
+latents, levels) stays in float32. Runs on the CPU as well, which is how it is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import BackendError
+from engines.runtime.base import Arrays, RuntimeOptions, Stages
+from engines.runtime.devices import CudaDevice, Device, open_device, translated
+from engines.runtime.graphs import BATCH_SIZES, RecordingRunner
+from engines.runtime.modules import load_modules
+from engines.spec import STAGES, ModelSpec, Precision
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class InPrecision(nn.Module):
+    """A network that computes in `dtype` between float32 inputs and outputs."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Convert the network's weights."""
+        super().__init__()
+        self.network = network.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network."""
+        return self._call(self.network, args, kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Call an autoencoder's decoder."""
+        return self._call(cast(Any, self.network).decode, args, kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Call an autoencoder's encoder."""
+        return self._call(cast(Any, self.network).encode, args, kwargs)
+
+    def _call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _cast(function(*_cast(args, self.dtype), **_cast(kwargs, self.dtype)), torch.float32)
+
+
+class TensorStage:
+    """One module, called on tensors of its device."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Wrap a module in evaluation mode."""
+        self._module = module
+
+    def __call__(self, *inputs: Tensor) -> Arrays:
+        """Run the module on tensors in the order of `stage_inputs`."""
+        output: Any = self._module(*inputs)
+        return output if isinstance(output, tuple) else (output,)
+
+
+def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stages:
+    """Load a torch folder onto the device; float32 where `options` names no precision.
+
+    Raises:
+        BackendError: there is no such device, or the networks do not run in that precision.
+        OutOfMemoryError: the weights do not fit.
+    """
+    precision = options.precision or spec.base_precision
+    if precision not in DTYPES:
+        raise BackendError(
+            f"the torch_cuda backend computes in {', '.join(DTYPES)}, not {precision}"
+        )
+    device = open_device(options.device)
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    if isinstance(device, CudaDevice):
+        _settle_arithmetic()
+    modules = translated(
+        device, "the model", lambda: load_on(device, Path(folder), spec, precision)
+    )
+    calls: dict[str, TensorStage] = {}
+    for stage in STAGES:
+        module = modules[stage]
+        if options.is_compiled:
+            # One variant per batch size: a CUDA graph is of one size anyway.
+            module.compile(dynamic=False)
+        calls[stage] = TensorStage(module)
+    sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
+    runner = RecordingRunner(device, sizes)
+    return Stages(
+        text=runner.stage("text", calls["text"]),
+        denoise=calls["denoise"],
+        decode=calls["decode"],
+        run=runner,
+        batch_sizes=tuple(sorted(sizes)),
+    )
+
+
+def load_on(
+    device: Device, folder: Path, spec: ModelSpec, precision: Precision
+) -> dict[str, nn.Module]:
+    """The stages' modules on the device, their networks in `precision`."""
+    modules = load_modules(folder, spec)
+    stages: dict[str, nn.Module] = {}
+    for name in STAGES:
+        stage: nn.Module = getattr(modules, name)
+        if precision != "float32":
+            for child_name, network in list(stage.named_children()):
+                setattr(stage, child_name, InPrecision(network, DTYPES[precision]))
+        # Kernels with four axes alone change their order; convolutions on tensor cores want it.
+        stages[name] = cast(
+            nn.Module, stage.to(device.name).to(memory_format=torch.channels_last)
+        ).eval()
+    return stages
+
+
+def _settle_arithmetic() -> None:
+    """float32 means float32, and convolutions are chosen by timing; both are the process's own."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = True
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with every floating tensor in it, however deep, as `dtype`."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return type(value)(_cast(item, dtype) for item in value)
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            value[key] = _cast(item, dtype)
+    return value
