@@ -56,6 +56,9 @@ class Device(Protocol):
     def queue(self) -> AbstractContextManager[object]:
         """Inside, torch's work is queued in the order of the calls."""
 
+    def queue_handle(self) -> int:
+        """The address of the queue that work is put into now, for libraries beside torch."""
+
     def record(self, call: Callable[[], Tensors]) -> Record:
         """Make `call` playable; its tensors must stay where they are. Runs it some times."""
 
@@ -81,6 +84,10 @@ class CpuDevice:
     def queue(self) -> AbstractContextManager[object]:
         """Work is done when a call returns."""
         return nullcontext()
+
+    def queue_handle(self) -> int:
+        """There is none."""
+        return 0
 
     def record(self, call: Callable[[], Tensors]) -> Record:
         """Keep the first results' memory; a play calls again."""
@@ -128,6 +135,10 @@ class CudaDevice:
     def queue(self) -> AbstractContextManager[object]:
         """The computing stream."""
         return torch.cuda.stream(self._compute)
+
+    def queue_handle(self) -> int:
+        """The current stream's."""
+        return int(torch.cuda.current_stream(self._name).cuda_stream)
 
     def record(self, call: Callable[[], Tensors]) -> Record:
         """Warm up, then capture one CUDA graph."""

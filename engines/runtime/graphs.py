@@ -92,11 +92,17 @@ class RecordingRunner:
         batch_sizes: tuple[int, ...] = BATCH_SIZES,
         *,
         max_records: int = _MAX_RECORDS,
+        after_recording: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run on `device`, padding to the next of `batch_sizes`; empty pads nothing."""
+        """Run on `device`, padding to the next of `batch_sizes`; empty pads nothing.
+
+        `after_recording` is called once a body was recorded, outside the lock: a runtime may have
+        compiled something worth keeping.
+        """
         self._device = device
         self._batch_sizes = tuple(sorted(batch_sizes))
         self._max_records = max_records
+        self._after_recording = after_recording
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -152,6 +158,7 @@ class RecordingRunner:
         full_key = (key, size, shapes)
         with self._lock:
             recorded = self._recorded.get(full_key)
+            is_new = recorded is None
             if recorded is None:
                 recorded = _Recorded(self._device, body, inputs, size)
                 self._recorded[full_key] = recorded
@@ -159,7 +166,9 @@ class RecordingRunner:
                 while len(self._recorded) > self._max_records:
                     self._recorded.popitem(last=False)
             self._recorded.move_to_end(full_key)
-            return recorded
+        if is_new:
+            self._after_recording()
+        return recorded
 
 
 def _static(device: Device, array: NDArray[Any], size: int) -> Tensor:

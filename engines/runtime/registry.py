@@ -16,8 +16,21 @@ from engines.spec import ModelSpec
 _MODULES = {
     "onnx": ("engines.runtime.onnx", "pip install onestep"),
     "torch": ("engines.runtime.torch", "pip install 'onestep[distill]'"),
+    "onnx_cuda": ("engines.runtime.onnx_cuda", "pip install onnxruntime-gpu"),
+    "torch_cuda": ("engines.runtime.torch_cuda", "pip install 'onestep[distill]'"),
+    "tensorrt": (
+        "engines.runtime.tensorrt",
+        "install torch with CUDA from https://pytorch.org; it owns the buffers",
+    ),
 }
 BACKENDS: tuple[str, ...] = tuple(_MODULES)
+# These read a torch folder; all others read a bundle.
+_OF_TORCH_FOLDERS = ("torch", "torch_cuda")
+
+
+def exact_backend(backend: str) -> str:
+    """The backend that draws in float32, from the same folder, what another drew as no picture."""
+    return "torch" if backend in _OF_TORCH_FOLDERS else "onnx"
 
 
 def load_stages(

@@ -113,18 +113,23 @@ def load_on(
         if precision != "float32":
             for child_name, network in list(stage.named_children()):
                 setattr(stage, child_name, InPrecision(network, DTYPES[precision]))
-        # Kernels with four axes alone change their order; convolutions on tensor cores want it.
-        stages[name] = cast(
-            nn.Module, stage.to(device.name).to(memory_format=torch.channels_last)
-        ).eval()
+        stages[name] = stage.to(device.name).eval()
+        if isinstance(device, CudaDevice):
+            in_channels_last(stage)
     return stages
+
+
+def in_channels_last(stage: nn.Module) -> None:
+    """Order the kernels with four axes as convolutions on tensor cores want them."""
+    cast(Any, stage).to(memory_format=torch.channels_last)
 
 
 def _settle_arithmetic() -> None:
     """float32 means float32, and convolutions are chosen by timing; both are the process's own."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    cudnn: Any = torch.backends.cudnn
+    cudnn.conv.fp32_precision = "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.benchmark = True
+    cudnn.benchmark = True
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

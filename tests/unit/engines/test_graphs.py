@@ -146,6 +146,14 @@ def test_the_least_recently_used_record_is_dropped() -> None:
     assert device.num_records == 4
 
 
+def test_each_recording_is_told_once() -> None:
+    told: list[int] = []
+    runner = RecordingRunner(CpuDevice(), (1, 2), after_recording=lambda: told.append(1))
+    for num in (1, 1, 2, 2, 1):
+        runner("k", _double, (_rows(*range(num)),))
+    assert len(told) == 2
+
+
 def test_results_are_the_callers_own() -> None:
     runner = RecordingRunner(CpuDevice(), (1,))
     first = [runner("k", _double, (_rows(value),))[0] for value in (1, 2, 3, 4)]
@@ -204,7 +212,7 @@ def test_a_body_that_does_not_fit_says_so_and_the_cache_is_emptied(error: Except
     def body(x_BN: Tensor) -> tuple[Tensor]:
         raise error
 
-    with pytest.raises(OutOfMemoryError, match="a batch of 3 does not fit .* of cpu"):
+    with pytest.raises(OutOfMemoryError, match=r"a batch of 3 does not fit .* of cpu"):
         runner("k", body, (_rows(1, 2, 3),))
     assert device.num_releases == 1
     # Nothing half-made stays behind, and the lock is free.
@@ -216,7 +224,7 @@ def test_memory_that_ran_out_is_found_behind_the_error_of_an_ended_capture() -> 
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
         finally:
-            raise RuntimeError("CUDA error: operation failed due to a previous error")  # noqa: B012
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
 
     with pytest.raises(OutOfMemoryError):
         translated(CpuDevice(), "a batch", capture)
@@ -287,9 +295,9 @@ def test_torch_has_what_the_gpu_device_calls() -> None:
     assert "blocking" in inspect.signature(torch.cuda.Event.__new__).parameters
     for owner, names in {
         torch.cuda.CUDAGraph: {"replay"},
-        torch.cuda.Stream: {"wait_event"},
+        torch.cuda.Stream: {"wait_event", "cuda_stream"},
         torch.cuda.Event: {"record", "synchronize"},
-        torch.cuda: {"graph_pool_handle", "synchronize", "empty_cache", "stream"},
+        torch.cuda: {"graph_pool_handle", "synchronize", "empty_cache", "stream", "current_stream"},
     }.items():
         assert names <= set(dir(owner))
     members = {name for name, _ in inspect.getmembers(CpuDevice) if not name.startswith("_")}
