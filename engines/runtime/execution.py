@@ -119,8 +119,8 @@ class OpenPlans:
         self._contexts: list[Any] = []
         self._scratch: Tensor | None = None
 
-    def context(self, folder: Path, record: EngineRecord, names: Names) -> PlanContext:
-        """Make a context of a listed plan.
+    def context(self, path: Path, read: Callable[[], bytes], names: Names) -> PlanContext:
+        """Make a context of the plan at `path`; `read` gives its verified bytes, once.
 
         Raises:
             BundleError: the plan is damaged.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import BackendError, BundleError
-from engines.profiles import BatchRange, EngineKey, EngineList, EngineRecord
+from engines.profiles import ENGINES_FILE, BatchRange, EngineKey, EngineList, EngineRecord
 from engines.spec import ALL_STAGES, ModelSpec, Precision, StageName
 
 ENGINES_FOLDER = "engines"
@@ -57,6 +57,15 @@ def listed_packages(folder: Path) -> tuple[str, ...]:
     return packages
 
 
+def list_state(folder: Path) -> tuple[int, int] | None:
+    """Something that is another once plans were added to a folder's list."""
+    try:
+        status = (folder / ENGINES_FILE).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def usable_plans(
     folder: Path, spec: ModelSpec, precision: Precision | None, machine: Machine
 ) -> dict[BatchRange, dict[StageName, EngineRecord]]:
@@ -69,7 +78,7 @@ def usable_plans(
     files = spec.stage_files(precision)
     wanted = plan_stages(spec, precision)
     found: dict[BatchRange, dict[StageName, EngineRecord]] = {}
-    reason = "the list is empty"
+    reason = None
     for record in EngineList.load(folder).engines:
         if record.stage not in wanted:
             continue
@@ -81,8 +90,8 @@ def usable_plans(
     whole = {batch: plans for batch, plans in found.items() if len(plans) == len(wanted)}
     if whole:
         return whole
-    if found:
-        batch, plans = next(iter(found.items()))
+    if reason is None:
+        batch, plans = next(iter(found.items()), ("any", {}))
         missing = ", ".join(stage for stage in wanted if stage not in plans)
         reason = f"batch {batch} has no plan of {missing}"
     raise BackendError(f"no plans in {folder} fit: {reason}: {BUILD_AGAIN}")
