@@ -21,7 +21,7 @@ from engines.spec import ModelSpec
 _MODULES = {
     "onnx": ("engines.runtime.onnx", "pip install onestep"),
     "torch": ("engines.runtime.torch", "pip install 'onestep[distill]'"),
-    "onnx_cuda": ("engines.runtime.onnx_cuda", "pip install onnxruntime-gpu"),
+    "onnx_cuda": ("engines.runtime.onnx_cuda", "pip install 'onestep[onnx-cuda]'"),
     "torch_cuda": ("engines.runtime.torch_cuda", "pip install 'onestep[distill]'"),
     "tensorrt": (
         "engines.runtime.tensorrt",
