@@ -85,7 +85,8 @@ class Pipeline:
 
         Args:
             bundle: folder with model.json.
-            backend: a name of `engines.runtime.registry.BACKENDS`.
+            backend: a name of `engines.runtime.registry.BACKENDS`, or two with a comma: the second
+                one draws until the first can be loaded.
             precision: which of the bundle's graphs; None takes its base.
             num_threads: of the CPU; None leaves the choice to the runtime.
             options: whatever else the backend takes; the two above are put into it where given.

@@ -6,6 +6,7 @@ latents, levels) stays in float32. Runs on the CPU as well, which is how it is t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,13 @@ from engines.runtime.base import Arrays, RuntimeOptions, Stages
 from engines.runtime.devices import CudaDevice, Device, open_device, translated
 from engines.runtime.graphs import BATCH_SIZES, RecordingRunner
 from engines.runtime.modules import load_modules
-from engines.spec import STAGES, ModelSpec, Precision
+from engines.runtime.packages import (
+    PACKAGES_FOLDER,
+    load_package,
+    package_key,
+    write_package,
+)
+from engines.spec import STAGES, ModelSpec, Precision, StageName
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -52,15 +59,15 @@ class InPrecision(nn.Module):
 
 
 class TensorStage:
-    """One module, called on tensors of its device."""
+    """A function of tensors on the device as a stage."""
 
-    def __init__(self, module: nn.Module) -> None:
-        """Wrap a module in evaluation mode."""
-        self._module = module
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Wrap a module in evaluation mode, or what was compiled from one."""
+        self._function = function
 
     def __call__(self, *inputs: Tensor) -> Arrays:
-        """Run the module on tensors in the order of `stage_inputs`."""
-        output: Any = self._module(*inputs)
+        """Call it on tensors in the order of `stage_inputs`."""
+        output = self._function(*inputs)
         return output if isinstance(output, tuple) else (output,)
 
 
@@ -68,29 +75,19 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
     """Load a torch folder onto the device; float32 where `options` names no precision.
 
     Raises:
-        BackendError: there is no such device, or the networks do not run in that precision.
+        BackendError: there is no such device or package, or no such precision.
+        BundleError: a package of compiled code is damaged.
         OutOfMemoryError: the weights do not fit.
     """
-    precision = options.precision or spec.base_precision
-    if precision not in DTYPES:
-        raise BackendError(
-            f"the torch_cuda backend computes in {', '.join(DTYPES)}, not {precision}"
-        )
     device = open_device(options.device)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     if isinstance(device, CudaDevice):
         _settle_arithmetic()
-    modules = translated(
-        device, "the model", lambda: load_on(device, Path(folder), spec, precision)
+    functions = translated(
+        device, "the model", lambda: _functions(device, Path(folder), spec, options)
     )
-    calls: dict[str, TensorStage] = {}
-    for stage in STAGES:
-        module = modules[stage]
-        if options.is_compiled:
-            # One variant per batch size: a CUDA graph is of one size anyway.
-            module.compile(dynamic=False)
-        calls[stage] = TensorStage(module)
+    calls = {stage: TensorStage(function) for stage, function in functions.items()}
     sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
     runner = RecordingRunner(device, sizes)
     return Stages(
@@ -102,12 +99,75 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
     )
 
 
+def compile_packages(
+    folder: Path,
+    options: RuntimeOptions,
+    *,
+    stages: Sequence[StageName] = STAGES,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Compile a torch folder's stages for this device, once for all starts; takes minutes.
+
+    Args:
+        folder: the torch folder; the packages lie in its `packages`.
+        options: precision and device are obeyed.
+        stages: which.
+        report: called with a line of progress before each stage.
+
+    Returns:
+        The packages' paths.
+
+    Raises:
+        BackendError: there is no such device or precision, or torch cannot compile a stage.
+    """
+    folder = Path(folder)
+    spec = ModelSpec.load(folder)
+    precision = _precision(spec, options)
+    device = open_device(options.device)
+    modules = load_on(device, folder, spec, precision)
+    paths = []
+    for stage in stages:
+        report(f"{stage}: compiling in {precision}")
+        key = package_key(folder, spec, stage, precision, device.name)
+        record = write_package(folder, spec, key, modules[stage], device.name)
+        paths.append(folder / PACKAGES_FOLDER / record.file)
+    return paths
+
+
+def _precision(spec: ModelSpec, options: RuntimeOptions) -> Precision:
+    precision = options.precision or spec.base_precision
+    if precision not in DTYPES:
+        raise BackendError(
+            f"the torch_cuda backend computes in {', '.join(DTYPES)}, not {precision}"
+        )
+    return precision
+
+
+def _functions(
+    device: Device, folder: Path, spec: ModelSpec, options: RuntimeOptions
+) -> dict[StageName, Callable[..., Any]]:
+    precision = _precision(spec, options)
+    if options.compiler == "package":
+        return {
+            stage: load_package(
+                folder, package_key(folder, spec, stage, precision, device.name), device.name
+            )
+            for stage in STAGES
+        }
+    modules = load_on(device, folder, spec, precision)
+    if options.compiler == "compile":
+        for module in modules.values():
+            # One variant per batch size: a CUDA graph is of one size anyway.
+            module.compile(dynamic=False)
+    return dict(modules)
+
+
 def load_on(
     device: Device, folder: Path, spec: ModelSpec, precision: Precision
-) -> dict[str, nn.Module]:
+) -> dict[StageName, nn.Module]:
     """The stages' modules on the device, their networks in `precision`."""
     modules = load_modules(folder, spec)
-    stages: dict[str, nn.Module] = {}
+    stages: dict[StageName, nn.Module] = {}
     for name in STAGES:
         stage: nn.Module = getattr(modules, name)
         if precision != "float32":

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from engines.check import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
 from engines.errors import OutOfMemoryError
 from engines.pipeline import Pipeline
-from engines.runtime.base import RuntimeOptions
+from engines.runtime.base import Compiler, RuntimeOptions
 from engines.runtime.devices import CudaDevice, open_device
 from engines.runtime.graphs import RecordingRunner
-from engines.runtime.torch_cuda import load_on
+from engines.runtime.torch_cuda import compile_packages, load_on
 from engines.spec import ModelSpec, Precision
 
 DEVICE = "cuda"
@@ -79,12 +79,14 @@ def _require_near(tested: Pipeline, reference: Pipeline, mean: float, most: int)
                 assert difference[1] <= most, (steps, num, difference)
 
 
-@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiler", ["none", "compile", "package"])
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_torch_cuda_in_float32_draws_the_reference(
-    torch_folder: Path, reference: Pipeline, is_compiled: bool
+    torch_folder: Path, reference: Pipeline, compiler: Compiler
 ) -> None:
-    options = RuntimeOptions(device=DEVICE, batch_sizes=(1, 2, 8), is_compiled=is_compiled)
+    options = RuntimeOptions(device=DEVICE, batch_sizes=(1, 2, 8), compiler=compiler)
+    if compiler == "package":
+        compile_packages(torch_folder, options)
     tested = Pipeline.load(torch_folder, backend="torch_cuda", options=options)
     _require_near(tested, reference, MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE)
 
