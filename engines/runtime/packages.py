@@ -170,7 +170,8 @@ def load_package(folder: Path, key: PackageKey, device: torch.device) -> Callabl
     except Exception as error:  # torch raises whatever the loader raises
         reason = str(error).strip().partition("\n")[0]
         raise BackendError(f"torch cannot load {path} ({reason}): {COMPILE_AGAIN}") from error
-    return loaded
+    # Compiled for the order of its examples, and unchecked: the loop gives slices.
+    return lambda *inputs: loaded(*(tensor.contiguous() for tensor in inputs))
 
 
 def _example_inputs(

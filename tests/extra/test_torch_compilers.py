@@ -50,9 +50,7 @@ def test_a_compiled_stage_gives_what_the_module_gives(folder: Path) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
 
 
-def test_packages_draw_what_the_modules_draw(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_draw_what_the_modules_draw(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Pipeline.load(folder, backend="torch", num_threads=1)
     prompts, seeds = ["a", "b", "c"], [1, 2, 3]
     expected = reference.generate(prompts, seeds, width=64, height=64, steps=2).images_BHWC

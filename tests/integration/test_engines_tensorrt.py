@@ -22,7 +22,7 @@ from engines.profiles import BatchRange, EngineKey, EngineList, EngineRecord
 from engines.runtime.base import RuntimeOptions, Stages
 from engines.runtime.devices import CpuDevice
 from engines.runtime.execution import OpenPlans
-from engines.runtime.plans import Machine
+from engines.runtime.plans import Machine, read_cache, write_cache
 from engines.runtime.registry import load_stages
 from engines.runtime.tensorrt import import_package, load_plans
 from engines.spec import ModelSpec, StageName, sha256_of
@@ -240,6 +240,17 @@ def test_what_was_compiled_for_the_gpu_is_kept_beside_the_plans(bundle: Path) ->
     draw()
     assert caches[0].read_bytes().endswith(b"compiled")
     assert not list((bundle / "engines").glob("*.partial"))
+
+
+def test_a_cache_that_was_altered_is_not_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "text.cache"
+    write_cache(path, b"compiled for a GPU")
+    assert read_cache(path) == b"compiled for a GPU"
+    stored = bytearray(path.read_bytes())
+    stored[-1] ^= 1
+    path.write_bytes(stored)
+    assert read_cache(path) is None
+    assert read_cache(tmp_path / "none.cache") is None
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(
