@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from engines.embeds import TextEmbeds
 from engines.errors import BadPictureError, OutOfMemoryError
 from engines.noise import unit_noise
 from engines.runtime.base import RuntimeOptions, Stages, run_directly
-from engines.runtime.registry import load_stages
+from engines.runtime.registry import exact_backend, load_stages
 from engines.sampling import Plan, SamplingLoop, plan_steps
 from engines.schedule import Schedule
 from engines.spec import ModelSpec, Precision
@@ -79,14 +79,17 @@ class Pipeline:
         backend: str = "onnx",
         precision: Precision | None = None,
         num_threads: int | None = None,
+        options: RuntimeOptions | None = None,
     ) -> Pipeline:
         """Read a bundle and load its stages, after comparing every file with its digest.
 
         Args:
             bundle: folder with model.json.
-            backend: a name of `engines.runtime.registry.BACKENDS`.
+            backend: a name of `engines.runtime.registry.BACKENDS`, or two with a comma: the second
+                one draws until the first can be loaded.
             precision: which of the bundle's graphs; None takes its base.
             num_threads: of the CPU; None leaves the choice to the runtime.
+            options: whatever else the backend takes; the two above are put into it where given.
 
         Raises:
             BundleError: a file is missing or damaged, or there are no graphs of that precision.
@@ -95,12 +98,19 @@ class Pipeline:
         bundle = Path(bundle)
         spec = ModelSpec.load(bundle)
         spec.verify(bundle)
-        stages = load_stages(backend, bundle, spec, RuntimeOptions(precision, num_threads))
+        options = options or RuntimeOptions()
+        options = replace(
+            options,
+            precision=precision or options.precision,
+            num_threads=num_threads or options.num_threads,
+        )
+        stages = load_stages(backend, bundle, spec, options)
         exact: Callable[[], Stages] | None = None
-        if spec.base_precision == "float32" and precision not in (None, "float32"):
+        if spec.base_precision == "float32" and options.precision not in (None, "float32"):
 
             def exact() -> Stages:
-                return load_stages("onnx", bundle, spec, RuntimeOptions("float32", num_threads))
+                in_float32 = RuntimeOptions("float32", options.num_threads)
+                return load_stages(exact_backend(backend), bundle, spec, in_float32)
 
         return cls(spec, Tokenizer.load(bundle, spec), stages, exact)
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
 from engines.spec import ModelSpec, Precision, StageName
 
 Arrays = tuple[Any, ...]
+Compiler = Literal["none", "compile", "package"]
 
 
 def stage_inputs(spec: ModelSpec, stage: StageName) -> tuple[str, ...]:
@@ -116,10 +117,20 @@ class RuntimeOptions:
     Attributes:
         precision: which graphs of the bundle; None takes its base.
         num_threads: on a CPU; None leaves the choice to the runtime.
+        device: "cuda", "cuda:N", or "cpu" where a backend can do either; None leaves it to the
+            backend.
+        batch_sizes: what a backend that records or compiles prepares for; None leaves it to the
+            backend.
+        compiler: of the torch_cuda backend. "none" calls torch's own kernels; "compile" is
+            torch.compile at the first batch of each size, which takes minutes; "package" takes what
+            `engines.runtime.torch_cuda.compile_packages` made before.
     """
 
     precision: Precision | None = None
     num_threads: int | None = None
+    device: str | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    compiler: Compiler = "none"
 
 
 class Backend(Protocol):

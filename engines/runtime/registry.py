@@ -6,18 +6,38 @@ that a service without torch can list and load the others.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
+import threading
 from pathlib import Path
 
-from engines.errors import BackendError
+from engines.errors import BackendError, EnginesError
 from engines.runtime.base import RuntimeOptions, Stages
+from engines.runtime.plans import ENGINES_FOLDER, list_state
+from engines.runtime.warming import WarmingStages
 from engines.spec import ModelSpec
 
 _MODULES = {
     "onnx": ("engines.runtime.onnx", "pip install onestep"),
     "torch": ("engines.runtime.torch", "pip install 'onestep[distill]'"),
+    "onnx_cuda": ("engines.runtime.onnx_cuda", "pip install 'onestep[onnx-cuda]'"),
+    "torch_cuda": ("engines.runtime.torch_cuda", "pip install 'onestep[distill]'"),
+    "tensorrt": (
+        "engines.runtime.tensorrt",
+        "install torch with CUDA from https://pytorch.org; it owns the buffers",
+    ),
 }
 BACKENDS: tuple[str, ...] = tuple(_MODULES)
+# These read a torch folder; all others read a bundle.
+_OF_TORCH_FOLDERS = ("torch", "torch_cuda")
+_LOOK_INTERVAL_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+def exact_backend(backend: str) -> str:
+    """The backend that draws in float32, from the same folder, what another drew as no picture."""
+    return "torch" if set(backend.split(",")) <= set(_OF_TORCH_FOLDERS) else "onnx"
 
 
 def load_stages(
@@ -25,16 +45,37 @@ def load_stages(
 ) -> Stages:
     """Load a model folder's stages with the named backend.
 
+    "A,B" is A where it can be loaded. Otherwise it is B, until plans that let A load were built
+    into the folder; the change comes between two batches.
+
     Raises:
-        BackendError: the name is unknown, its packages are missing, or loading failed.
+        BackendError: a name is unknown, its packages are missing, or loading failed.
         BundleError: a file of the folder is missing or damaged.
     """
-    if backend not in _MODULES:
-        raise BackendError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    options = options or RuntimeOptions()
+    wanted, *fallback = backend.split(",")
+    for name in (wanted, *fallback):
+        if name not in _MODULES:
+            raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    load = functools.partial(_load, wanted, folder, spec, options)
+    if not fallback:
+        return load()
+    state = functools.partial(list_state, Path(folder) / ENGINES_FOLDER)
+    try:
+        return load()
+    except EnginesError as error:
+        _log.warning("backend_not_ready", extra={"backend": wanted, "reason": str(error)})
+    less = load_stages(",".join(fallback), folder, spec, options)
+    warming = WarmingStages(less, load, state)
+    warming.watch(_LOOK_INTERVAL_S, threading.Event())
+    return warming.stages
+
+
+def _load(backend: str, folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stages:
     module_name, remedy = _MODULES[backend]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendError(f"backend {backend!r} needs {error.name}: {remedy}") from error
-    stages: Stages = module.load_stages(folder, spec, options or RuntimeOptions())
+    stages: Stages = module.load_stages(folder, spec, options)
     return stages

@@ -5,38 +5,59 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from engines.__main__ import main
 from engines.check import check_bundle
 from engines.errors import BackendError, BundleError, ParityError
 from engines.pipeline import Pipeline
-from engines.runtime.base import RuntimeOptions, Stages
-from engines.runtime.registry import BACKENDS, load_stages
+from engines.runtime.base import RuntimeOptions, Stage, Stages
+from engines.runtime.registry import load_stages
 from engines.spec import ModelSpec, sha256_of
 
 SIZE_PX = 64
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
-def folder(request: pytest.FixtureRequest, torch_folder: Path, bundle: Path) -> Path:
-    """The folder that the backend of this round reads."""
-    return torch_folder if request.param == "torch" else bundle
+# Those that run without a GPU or a package beyond the tests' own.
+OPTIONS = {
+    "onnx": RuntimeOptions(num_threads=1),
+    "torch": RuntimeOptions(num_threads=1),
+    "torch_cuda": RuntimeOptions(num_threads=1, device="cpu"),
+}
+
+
+@pytest.fixture(scope="session", params=OPTIONS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The backend of this round."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
-def pipeline(folder: Path, torch_folder: Path) -> Pipeline:
-    backend = "torch" if folder == torch_folder else "onnx"
-    return Pipeline.load(folder, backend=backend, num_threads=1)
+def folder(backend: str, torch_folder: Path, bundle: Path) -> Path:
+    """The folder that it reads."""
+    return torch_folder if backend.startswith("torch") else bundle
 
 
 @pytest.fixture(scope="session")
-def stages(folder: Path, torch_folder: Path) -> Stages:
-    backend = "torch" if folder == torch_folder else "onnx"
-    return load_stages(backend, folder, ModelSpec.load(folder), RuntimeOptions(num_threads=1))
+def pipeline(backend: str, folder: Path) -> Pipeline:
+    return Pipeline.load(folder, backend=backend, options=OPTIONS[backend])
+
+
+@pytest.fixture(scope="session")
+def stages(backend: str, folder: Path) -> Stages:
+    return load_stages(backend, folder, ModelSpec.load(folder), OPTIONS[backend])
+
+
+def _call(stages: Stages, name: str, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Call a stage with what its backend's runner makes of numpy arrays."""
+    stage: Stage = getattr(stages, name)
+    return stages.run(("test", name), stage, inputs)
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
@@ -45,25 +66,25 @@ def test_stages_keep_shapes_and_types_at_any_batch_size(stages: Stages, num: int
     assert (embeds_BLD.shape, embeds_BLD.dtype) == ((num, 12, 32), np.float32)
     latents_BChw = np.ones((num, 8, 8, 8), dtype=np.float32)
     timestep_B = np.full(num, 999, dtype=np.int64)
-    (denoised_BChw,) = stages.denoise(latents_BChw, timestep_B, embeds_BLD)
+    (denoised_BChw,) = _call(stages, "denoise", latents_BChw, timestep_B, embeds_BLD)
     assert (denoised_BChw.shape, denoised_BChw.dtype) == ((num, 8, 8, 8), np.float32)
-    (images_BHWC,) = stages.decode(denoised_BChw)
+    (images_BHWC,) = _call(stages, "decode", denoised_BChw)
     assert (images_BHWC.shape, images_BHWC.dtype) == ((num, 64, 64, 3), np.uint8)
 
 
 def test_every_row_has_its_own_timestep(stages: Stages) -> None:
     (embeds_BLD,) = stages.text(np.ones((2, 12), dtype=np.int64))
     latents_BChw = np.ones((2, 8, 8, 8), dtype=np.float32)
-    (mixed,) = stages.denoise(latents_BChw, np.array([999, 249]), embeds_BLD)
+    (mixed,) = _call(stages, "denoise", latents_BChw, np.array([999, 249]), embeds_BLD)
     for row, timestep in enumerate((999, 249)):
-        (alone,) = stages.denoise(latents_BChw[:1], np.array([timestep]), embeds_BLD[:1])
+        (alone,) = _call(stages, "denoise", latents_BChw[:1], np.array([timestep]), embeds_BLD[:1])
         np.testing.assert_allclose(mixed[row], alone[0], atol=1e-4)
     assert not np.allclose(mixed[0], mixed[1], atol=1e-2)
 
 
 def test_inputs_that_do_not_fit_become_a_backend_error(stages: Stages) -> None:
     with pytest.raises(BackendError) as caught:
-        stages.decode(np.ones((1, 3, 8, 8), dtype=np.float32))
+        _call(stages, "decode", np.ones((1, 3, 8, 8), dtype=np.float32))
     assert "\n" not in str(caught.value)
     with pytest.raises(BackendError):
         stages.text(np.ones((1, 12), dtype=np.float32))
