@@ -9,6 +9,7 @@ Shape suffixes: B batch, S steps, L tokens, D width, C channel, H/W pixels, h/w 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,16 @@ from engines.embeds import TextEmbeds
 from engines.errors import BadPictureError, OutOfMemoryError
 from engines.noise import unit_noise
 from engines.runtime.base import RuntimeOptions, Stages, run_directly
-from engines.runtime.registry import load_stages
+from engines.runtime.registry import is_installed, load_stages
 from engines.sampling import Plan, SamplingLoop, plan_steps
 from engines.schedule import Schedule
-from engines.spec import ModelSpec, Precision
+from engines.spec import Configuration, ModelSpec, Precision
 from engines.tokenizer import Tokenizer
+from engines.verdicts import require_passed
 
 # Some 100 kB a prompt for SD-Turbo's text encoder: a hundred megabytes at most.
 _NUM_CACHED_PROMPTS = 1024
+_log = logging.getLogger("onestep.engines")
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,37 @@ class Pipeline:
         cls,
         bundle: Path,
         *,
-        backend: str = "onnx",
+        backend: str | None = None,
         precision: Precision | None = None,
         num_threads: int | None = None,
+        allow_failed_check: bool = False,
     ) -> Pipeline:
         """Read a bundle and load its stages, after comparing every file with its digest.
 
         Args:
             bundle: folder with model.json.
-            backend: a name of `engines.runtime.registry.BACKENDS`.
+            backend: a name of `engines.runtime.registry.BACKENDS`. None with no precision either
+                takes the first that the bundle prefers and that is installed; else it is "onnx".
             precision: which of the bundle's graphs; None takes its base.
             num_threads: of the CPU; None leaves the choice to the runtime.
+            allow_failed_check: load what check.json says draws other pictures, too.
 
         Raises:
-            BundleError: a file is missing or damaged, or there are no graphs of that precision.
+            BundleError: a file is missing or damaged, there are no graphs of that precision, or
+                check.json is of other graphs.
+            ParityError: check.json says that these pictures are too far from the reference's.
             BackendError: the backend is unknown or cannot load the stages.
         """
         bundle = Path(bundle)
         spec = ModelSpec.load(bundle)
         spec.verify(bundle)
-        stages = load_stages(backend, bundle, spec, RuntimeOptions(precision, num_threads))
+        chosen = _choose(spec, backend, precision)
+        require_passed(bundle, spec, chosen, allow_failed=allow_failed_check)
+        stages = load_stages(
+            chosen.backend, bundle, spec, RuntimeOptions(chosen.precision, num_threads)
+        )
         exact: Callable[[], Stages] | None = None
-        if spec.base_precision == "float32" and precision not in (None, "float32"):
+        if spec.base_precision == "float32" and chosen.precision != "float32":
 
             def exact() -> Stages:
                 return load_stages("onnx", bundle, spec, RuntimeOptions("float32", num_threads))
@@ -241,6 +253,19 @@ class Pipeline:
             f"{len(which)} of {len(bad_B)} pictures came out flat or not finite: check the bundle "
             "with `onestep-engines check`"
         )
+
+
+def _choose(spec: ModelSpec, backend: str | None, precision: Precision | None) -> Configuration:
+    """What to run: what was asked, else what the bundle prefers and this machine has."""
+    if backend is None and precision is None:
+        for entry in spec.preferred:
+            if is_installed(entry.backend):
+                _log.info("%s runs with %s %s", spec.name, entry.backend, entry.precision)
+                return entry
+            _log.warning(
+                "%s would be fastest with %s, which is not installed", spec.name, entry.backend
+            )
+    return Configuration(backend=backend or "onnx", precision=precision or spec.base_precision)
 
 
 def _is_no_picture(

@@ -16,8 +16,18 @@ from engines.spec import ModelSpec
 _MODULES = {
     "onnx": ("engines.runtime.onnx", "pip install onestep"),
     "torch": ("engines.runtime.torch", "pip install 'onestep[distill]'"),
+    "openvino": ("engines.runtime.openvino", "pip install 'onestep[openvino]'"),
 }
 BACKENDS: tuple[str, ...] = tuple(_MODULES)
+
+
+def is_installed(backend: str) -> bool:
+    """Whether a known backend's packages are here; importing them is the only sure test."""
+    try:
+        importlib.import_module(_MODULES[backend][0])
+    except (ImportError, KeyError):
+        return False
+    return True
 
 
 def load_stages(

@@ -15,27 +15,35 @@ from engines.check import check_bundle
 from engines.errors import BackendError, BundleError, ParityError
 from engines.pipeline import Pipeline
 from engines.runtime.base import RuntimeOptions, Stages
-from engines.runtime.registry import BACKENDS, load_stages
+from engines.runtime.registry import load_stages
 from engines.spec import ModelSpec, sha256_of
 
 SIZE_PX = 64
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
-def folder(request: pytest.FixtureRequest, torch_folder: Path, bundle: Path) -> Path:
-    """The folder that the backend of this round reads."""
-    return torch_folder if request.param == "torch" else bundle
+# Backends that need a GPU have tests of their own.
+CPU_BACKENDS = ("onnx", "torch", "openvino")
+
+
+@pytest.fixture(scope="session", params=CPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The backend of this round."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def pipeline(folder: Path, torch_folder: Path) -> Pipeline:
-    backend = "torch" if folder == torch_folder else "onnx"
+def folder(backend: str, torch_folder: Path, bundle: Path) -> Path:
+    """The folder that the backend of this round reads."""
+    return torch_folder if backend == "torch" else bundle
+
+
+@pytest.fixture(scope="session")
+def pipeline(backend: str, folder: Path) -> Pipeline:
     return Pipeline.load(folder, backend=backend, num_threads=1)
 
 
 @pytest.fixture(scope="session")
-def stages(folder: Path, torch_folder: Path) -> Stages:
-    backend = "torch" if folder == torch_folder else "onnx"
+def stages(backend: str, folder: Path) -> Stages:
     return load_stages(backend, folder, ModelSpec.load(folder), RuntimeOptions(num_threads=1))
 
 
