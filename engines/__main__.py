@@ -1,4 +1,4 @@
-"""onestep-engines export | build | check | bench: a trained model made servable, from a shell.
+"""onestep-engines export | build | check | quantize | tune | bench: a model made servable.
 
 Owns arguments, printed lines and exit codes: 0 done, 1 pictures differ, 2 anything else that a
 user can mend. A framework is imported only by the command that needs it.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.commands import add_check, add_quantize, add_tune
 from engines.errors import BackendError, EnginesError, ParityError
 from engines.runtime.registry import BACKENDS
 
@@ -67,11 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(run=_build)
 
-    check = commands.add_parser("check", help="compare a bundle's pictures with torch's")
-    _add_bundle(check)
-    check.add_argument("--torch", type=Path, required=True, help="torch folder of the same model")
-    _add_runtime(check)
-    check.set_defaults(run=_check)
+    add_check(commands)
+    add_quantize(commands)
+    add_tune(commands)
 
     bench = commands.add_parser("bench", help="time a bundle's stages per batch size")
     _add_bundle(bench)
@@ -122,17 +121,6 @@ def _build(options: argparse.Namespace) -> int:
         for record in build_engines(options.bundle, out, target, report=_report):
             size_mb = record.size_bytes / 1e6
             print(f"{out / record.file}: {size_mb:.1f} MB, built in {record.build_s:.1f} s")
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.check")
-    report = module.check_bundle(
-        options.bundle, options.torch, backend=options.backend, num_threads=options.threads
-    )
-    for comparison in report.comparisons:
-        print(comparison)
-    report.require()
     return 0
 
 
