@@ -41,9 +41,7 @@ TARGET_ERROR = 0.02
 # Shares of the candidates that go back to float, one after the other, in search of the target.
 _FLOAT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 _NUM_CALIBRATION_PROMPTS = 16
-# What the search looks at, since it runs the stage once per node: one batch at every number of
-# steps of a four-step model.
-_NUM_SEARCH_CALLS = 10
+# The search runs the stage once per node: a few rows of the first calls must do.
 _NUM_SEARCH_ROWS = 2
 Report = Callable[[str], None]
 
@@ -153,7 +151,7 @@ class _StageWork:
         model = self._load()
         make_switchable(model, found, self.largest, self.recipe.precision)
         run = self._session(model)
-        some = [_first_rows(call) for call in self.calls[:_NUM_SEARCH_CALLS]]
+        some = [_first_rows(call) for call in self.calls[: self.spec.max_steps]]
         inputs, (output, *_) = self._names()
 
         def alone(switches_N: NDArray[np.bool_]) -> float:

@@ -83,6 +83,8 @@ def record(
 ) -> dict[StageName, list[Call]]:
     """Draw every prompt with a seed of its own, at every number of steps; return the calls.
 
+    The largest number of steps comes first: so many first calls of denoise visit most timesteps.
+
     Args:
         spec: of the model.
         tokenizer: its own.
@@ -96,7 +98,7 @@ def record(
     for begin in range(0, len(prompts), batch_size):
         some = prompts[begin : begin + batch_size]
         seeds = range(first_seed + begin, first_seed + begin + len(some))
-        for steps in range(1, spec.max_steps + 1):
+        for steps in range(spec.max_steps, 0, -1):
             draw(pipeline, some, seeds, steps)
     return recorder.calls
 
