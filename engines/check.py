@@ -62,9 +62,9 @@ class Tolerance:
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "float32": Tolerance(0.005, 1.0, max_difference=8),
     "float16": Tolerance(0.01, 1.5, max_difference=32),
-    "bfloat16": Tolerance(0.05, 3.0, psnr_db=32.0),
-    "float8": Tolerance(0.06, 3.0, psnr_db=32.0),
-    "int8": Tolerance(0.06, 3.0, psnr_db=32.0),
+    "bfloat16": Tolerance(0.05, 2.0, psnr_db=36.0),
+    "float8": Tolerance(0.06, 2.0, psnr_db=36.0),
+    "int8": Tolerance(0.06, 2.0, psnr_db=36.0),
 }
 
 

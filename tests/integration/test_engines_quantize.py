@@ -55,7 +55,11 @@ def test_weights_lie_in_8_bits_and_other_stages_are_the_base(
         assert files[stage].size_bytes < spec.stages[stage].size_bytes
         graph = onnx.load(quantized / files[stage].file).graph
         kernels = [i for i in graph.initializer if len(i.dims) == 4]
-        assert Counter(i.data_type == kind for i in kernels)[True] >= len(kernels) - 2
+        assert Counter(i.data_type == kind for i in kernels)[True] >= len(kernels) - 2 > 0
+        if precision == "int8":
+            levels = [onnx.numpy_helper.to_array(i) for i in kernels if i.data_type == kind]
+            # More than 7 bits saturate on a CPU without VNNI.
+            assert {int(np.abs(array).max()) for array in levels} == {63}
         made = {node.op_type for node in graph.node}
         assert {"QuantizeLinear", "DequantizeLinear"} <= made
     assert not list(quantized.glob(".*.partial"))
@@ -67,10 +71,10 @@ def test_first_and_last_convolution_and_the_timestep_path_stay_in_float(bundle: 
     chosen = {candidate.node for candidate in candidates(model)}
     assert set(convolutions[1:-1]) <= chosen
     assert not {convolutions[0], convolutions[-1]} & chosen
-    steered = [node for node in model.graph if node.op_type == "Gemm"]
-    before = [node.name for node in steered if node.inputs[0].name == "timestep_B"]
-    first = next(node for node in model.graph if node.op_type == "Gemm")
-    assert first.name not in chosen and before == []
+    # Products of two dimensions are those of the timestep's embedding.
+    steering = [node for node in model.graph if node.op_type == "Gemm"]
+    flat = [node.name for node in steering if len(node.inputs[0].shape) == 2]
+    assert flat and not set(flat) & chosen
 
 
 @pytest.mark.parametrize("precision", ["int8", "float8"])
@@ -102,9 +106,11 @@ def test_a_graph_in_int8_compiles_for_a_gpu(quantized: Path) -> None:
 
 
 def test_checked_tuned_and_then_preferred(
-    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = _copy(quantized, tmp_path)
+    folder = _copy(bundle, tmp_path)
+    # Random weights leave no room for 8 bits in every stage.
+    quantize_bundle(folder, Recipe(stages=("decode",), prompts=PROMPTS, num_threads=1))
     arguments = [str(folder), "--threads", "1"]
     assert main(["tune", *arguments]) == 2
     assert "passed its check: run `onestep-engines check`" in capsys.readouterr().err
@@ -161,12 +167,13 @@ def test_nodes_that_hurt_go_back_to_float_until_the_target_is_met(
     bundle: Path, tmp_path: Path
 ) -> None:
     folder, lines = _copy(bundle, tmp_path), list[str]()
+    # No error is small enough: every share is tried.
     recipe = Recipe(stages=("decode",), prompts=PROMPTS, num_threads=1, target_error=0.0)
     outcome = quantize_bundle(folder, recipe, report=lines.append)["decode"]
     errors = [float(line.rpartition(" ")[2]) for line in lines if "error" in line]
     assert len(errors) == 6
     assert errors[-1] < errors[0]
-    assert outcome.num_quantized == round(outcome.num_candidates * 0.5)
+    assert outcome.num_quantized == outcome.num_candidates - round(outcome.num_candidates * 0.5)
     path = ModelSpec.load(folder).graph_path(folder, "decode", "int8")
     rounded = [n for n in onnx.load(path).graph.node if n.name.endswith(".weight.dq")]
     assert len(rounded) == outcome.num_quantized
