@@ -12,7 +12,7 @@ from engines_fixtures import tiny_spec, write_tokenizer
 from numpy.typing import NDArray
 
 from engines.bench import bench, table
-from engines.check import (
+from engines.parity import (
     TOLERANCES,
     Reference,
     Tolerance,
