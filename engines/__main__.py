@@ -7,16 +7,13 @@ user can mend. A framework is imported only by the command that needs it.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from engines.commands import add_check, add_quantize, add_tune
+from engines.commands import add_check, add_quantize, add_tune, import_framework
 from engines.errors import BackendError, EnginesError, ParityError
 from engines.runtime.registry import BACKENDS
 
@@ -100,7 +97,7 @@ def _count(text: str) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.export")
+    module = import_framework("engines.export")
     spec = module.export_bundle(options.source, options.out, report=_report)
     size_bytes = sum(stage.size_bytes for stage in spec.stages.values())
     print(f"{options.out}: {spec.name}, three graphs, {size_bytes / 1e6:.1f} MB")
@@ -141,21 +138,6 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(as_json + "\n", encoding="utf-8")
     return 0
-
-
-def _import_framework(name: str) -> Any:
-    """Import a module that needs the training packages, and say so where they are missing."""
-    try:
-        module = importlib.import_module(name)
-        loading = importlib.import_module("transformers.utils.logging")
-    except ImportError as error:
-        raise BackendError(
-            f"this command needs {error.name}: pip install 'onestep[distill]'"
-        ) from error
-    # The commands report progress themselves; the frameworks' bars and notes would bury it.
-    loading.disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return module
 
 
 def _report(line: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +66,21 @@ def add_tune(commands: Any) -> None:
     tune.set_defaults(run=_tune)
 
 
+def import_framework(name: str) -> Any:
+    """Import a module that needs the training packages, and say so where they are missing."""
+    try:
+        module = importlib.import_module(name)
+        loading = importlib.import_module("transformers.utils.logging")
+    except ImportError as error:
+        raise BackendError(
+            f"this command needs {error.name}: pip install 'onestep[distill]'"
+        ) from error
+    # The commands report progress themselves; the frameworks' bars and notes would bury it.
+    loading.disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    return module
+
+
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="bundle folder, the one with model.json")
 
@@ -92,6 +108,8 @@ def _check(options: argparse.Namespace) -> int:
     from engines.check import check_bundle, configurations
 
     spec = ModelSpec.load(options.bundle)
+    if options.torch is not None:
+        import_framework("engines.runtime.torch")
     chosen = configurations(spec, options.backend or (), options.precision or ())
     verdicts = check_bundle(
         options.bundle,
