@@ -1,4 +1,4 @@
-"""onestep-engines export | build | check | bench: a trained model made servable, from a shell.
+"""onestep-engines export | build | check | quantize | tune | bench: a model made servable.
 
 Owns arguments, printed lines and exit codes: 0 done, 1 pictures differ, 2 anything else that a
 user can mend. A framework is imported only by the command that needs it.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.commands import add_check, add_quantize, add_tune, import_framework
 from engines.errors import BackendError, EnginesError, ParityError
 from engines.profiles import CAPABILITIES, DEFAULT_BATCHES, PACKAGES
 from engines.runtime.registry import BACKENDS
@@ -76,11 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(run=_build)
 
-    check = commands.add_parser("check", help="compare a bundle's pictures with torch's")
-    _add_bundle(check)
-    check.add_argument("--torch", type=Path, required=True, help="torch folder of the same model")
-    _add_runtime(check)
-    check.set_defaults(run=_check)
+    add_check(commands)
+    add_quantize(commands)
+    add_tune(commands)
 
     _add_bench(commands)
     return parser
@@ -127,7 +125,7 @@ def _count(text: str) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.export")
+    module = import_framework("engines.export")
     spec = module.export_bundle(options.source, options.out, report=_report)
     size_bytes = sum(stage.size_bytes for stage in spec.stages.values())
     print(f"{options.out}: {spec.name}, three graphs, {size_bytes / 1e6:.1f} MB")
@@ -158,17 +156,6 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.check")
-    report = module.check_bundle(
-        options.bundle, options.torch, backend=options.backend, num_threads=options.threads
-    )
-    for comparison in report.comparisons:
-        print(comparison)
-    report.require()
-    return 0
-
-
 def _bench(options: argparse.Namespace) -> int:
     try:
         command = importlib.import_module("engines.bench.command")
@@ -190,21 +177,6 @@ def _bench(options: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-def _import_framework(name: str) -> Any:
-    """Import a module that needs the training packages, and say so where they are missing."""
-    try:
-        module = importlib.import_module(name)
-        loading = importlib.import_module("transformers.utils.logging")
-    except ImportError as error:
-        raise BackendError(
-            f"this command needs {error.name}: pip install 'onestep[distill]'"
-        ) from error
-    # The commands report progress themselves; the frameworks' bars and notes would bury it.
-    loading.disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return module
 
 
 def _report(line: str) -> None:

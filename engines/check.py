@@ -1,143 +1,130 @@
-"""Do two backends draw the same pictures?
+"""Does a configuration of a bundle draw what the reference draws?
 
-Owns the parity test of a bundle against the torch folder that it was exported from: fixed
-prompts and seeds, every number of steps, alone and in a batch, with stated tolerances.
+Owns which configurations are compared and with what: the torch folder that the bundle was exported
+from, or else the bundle's float32 graphs under ONNX Runtime. Verdicts go into the bundle's
+check.json, which loading obeys. How two sides are compared is in `engines.parity`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.errors import ParityError
+from engines.errors import BackendError, BadPictureError, ParityError
+from engines.parity import TOLERANCES, Reference, compare, compare_stages, excesses, reference_of
 from engines.pipeline import Pipeline
-
-# In levels of 0..255. What differs is rounding: half-precision weights, another order of sums.
-MAX_MEAN_DIFFERENCE = 1.0
-MAX_DIFFERENCE = 8
-
-_NUM_PROMPTS = 8
-_NUM_ALONE = 2
-_PROMPTS = (
-    "a red heart",
-    "a blue circle above a yellow square",
-    "a smiling face",
-    "a cat",
-    "a green tree",
-    "an umbrella with rain drops",
-    "a rocket",
-    "a slice of pizza",
+from engines.runtime.base import RuntimeOptions, Stages
+from engines.runtime.registry import BACKENDS, is_installed, load_stages
+from engines.spec import Configuration, ModelSpec, Precision
+from engines.tokenizer import Tokenizer
+from engines.verdicts import (
+    PictureFigures,
+    Verdict,
+    Verdicts,
+    fingerprint,
+    package_versions,
 )
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One pair of batches.
-
-    Attributes:
-        what: the two sides, in words.
-        steps: number of denoise steps.
-        batch_size: pictures in the batch.
-        mean_difference: mean absolute difference in levels of 0..255.
-        max_difference: largest absolute difference.
-    """
-
-    what: str
-    steps: int
-    batch_size: int
-    mean_difference: float
-    max_difference: int
-
-    @property
-    def is_within(self) -> bool:
-        """Whether both differences are tolerable."""
-        return self.mean_difference <= MAX_MEAN_DIFFERENCE and self.max_difference <= MAX_DIFFERENCE
-
-    def __str__(self) -> str:
-        """One line of the report."""
-        verdict = "ok" if self.is_within else "TOO FAR"
-        return (
-            f"{self.what:24} steps {self.steps}  batch {self.batch_size}  "
-            f"mean {self.mean_difference:.3f}  max {self.max_difference:3d}  {verdict}"
-        )
+Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class ParityReport:
-    """All comparisons of one check."""
-
-    comparisons: tuple[Comparison, ...]
-
-    @property
-    def is_within(self) -> bool:
-        """Whether every comparison is within the tolerances."""
-        return all(comparison.is_within for comparison in self.comparisons)
-
-    def require(self) -> None:
-        """Raise where a comparison is out of tolerance.
-
-        Raises:
-            ParityError: names the first such comparison.
-        """
-        for comparison in self.comparisons:
-            if not comparison.is_within:
-                raise ParityError(
-                    f"pictures differ ({comparison.what}, {comparison.steps} steps, "
-                    f"batch {comparison.batch_size}: mean {comparison.mean_difference:.3f}, "
-                    f"max {comparison.max_difference}; allowed {MAX_MEAN_DIFFERENCE:g} and "
-                    f"{MAX_DIFFERENCE}): export the bundle again from this torch folder"
-                )
+def configurations(
+    spec: ModelSpec, backends: Sequence[str] = (), precisions: Sequence[Precision] = ()
+) -> list[Configuration]:
+    """Every installed backend that reads bundles, with every precision that there is."""
+    # The torch backends read the torch folder, with which the others are compared.
+    readers = [b for b in BACKENDS if not b.startswith("torch") and is_installed(b)]
+    return [
+        Configuration(backend=backend, precision=precision)
+        for backend in backends or readers
+        for precision in precisions or spec.precisions
+    ]
 
 
 def check_bundle(
-    bundle: Path, source: Path, *, backend: str = "onnx", num_threads: int | None = None
-) -> ParityReport:
-    """Compare a bundle under `backend` with its torch folder under torch.
+    bundle: Path,
+    chosen: Sequence[Configuration],
+    *,
+    source: Path | None = None,
+    num_threads: int | None = None,
+    report: Report = lambda line: None,
+) -> list[Verdict]:
+    """Compare configurations with the reference and write the verdicts into `bundle`.
+
+    One that cannot be loaded here is reported and left out, unless it is the only one.
 
     Raises:
         BundleError: a folder is missing or damaged.
-        BackendError: a backend cannot load or run it.
+        BackendError: the reference cannot run, or nothing could be loaded.
         ExportError: the torch folder cannot be read.
+        ParityError: the torch folder is of another model.
     """
-    tested = Pipeline.load(bundle, backend=backend, num_threads=num_threads)
-    reference = Pipeline.load(source, backend="torch", num_threads=num_threads)
-    return ParityReport(tuple(compare(tested, reference, backend)))
+    spec = ModelSpec.load(bundle)
+    spec.verify(bundle)
+    tokenizer = Tokenizer.load(bundle, spec)
+    reference = _reference(bundle, spec, source, num_threads)
+    known = Verdicts.load(bundle)
+    done: list[Verdict] = []
+    for one in chosen:
+        try:
+            options = RuntimeOptions(one.precision, num_threads)
+            stages = load_stages(one.backend, bundle, spec, options)
+        except BackendError as error:
+            if len(chosen) == 1:
+                raise
+            report(f"{one.backend} {one.precision}: left out: {error}")
+            continue
+        verdict = judge(one, spec, (tokenizer, stages), reference)
+        done.append(verdict)
+        known = known.having(verdict)
+        known.save(bundle)
+    if not done:
+        raise BackendError(f"{bundle}: nothing to check: no backend could be loaded")
+    return done
 
 
-def compare(tested: Pipeline, reference: Pipeline, name: str) -> Iterator[Comparison]:
-    """Compare two pipelines, and the tested one's batch with its pictures drawn alone."""
-    examples = (*tested.spec.examples, *_PROMPTS)[:_NUM_PROMPTS]
-    seeds = tuple(1000 + index for index in range(len(examples)))
-    for steps in range(1, tested.spec.max_steps + 1):
-        batch_BHWC = _draw(tested, examples, seeds, steps)
-        expected_BHWC = _draw(reference, examples, seeds, steps)
-        yield _difference(f"{name} / torch", steps, batch_BHWC, expected_BHWC)
-        for index in range(_NUM_ALONE):
-            one = slice(index, index + 1)
-            alone_BHWC = _draw(tested, examples[one], seeds[one], steps)
-            expected_alone_BHWC = _draw(reference, examples[one], seeds[one], steps)
-            yield _difference(f"{name} / torch", steps, alone_BHWC, expected_alone_BHWC)
-            yield _difference(f"{name} alone / in batch", steps, alone_BHWC, batch_BHWC[one])
+def judge(
+    one: Configuration, spec: ModelSpec, parts: tuple[Tokenizer, Stages], reference: Reference
+) -> Verdict:
+    """Hold one configuration against the reference.
+
+    Raises:
+        BackendError: a stage failed.
+        ParityError: the reference's pictures are of another size.
+    """
+    tolerance = TOLERANCES[one.precision]
+    stages, failures = compare_stages(spec, parts[1], reference.calls, tolerance)
+    pictures: list[PictureFigures] = []
+    try:
+        pipeline = Pipeline(spec, *parts)
+        for figures in compare(pipeline, reference, one.backend):
+            pictures.append(figures)
+            failures += excesses(figures, tolerance)
+    except BadPictureError as error:
+        failures.append(str(error))
+    return Verdict(
+        backend=one.backend,
+        precision=one.precision,
+        fingerprint=fingerprint(spec, one.precision),
+        reference=reference.name,
+        packages=package_versions(one.backend),
+        stages=stages,
+        pictures=tuple(pictures),
+        failures=tuple(failures),
+    )
 
 
-def _draw(
-    pipeline: Pipeline, prompts: tuple[str, ...], seeds: tuple[int, ...], steps: int
-) -> NDArray[np.uint8]:
-    width, height = pipeline.spec.sizes_px[0]
-    return pipeline.generate(prompts, seeds, width=width, height=height, steps=steps).images_BHWC
-
-
-def _difference(
-    what: str, steps: int, left_BHWC: NDArray[np.uint8], right_BHWC: NDArray[np.uint8]
-) -> Comparison:
-    if left_BHWC.shape != right_BHWC.shape:
-        raise ParityError(
-            f"{what}: pictures of shape {left_BHWC.shape} and {right_BHWC.shape}: "
-            "the bundle was exported from another torch folder"
-        )
-    levels = np.abs(left_BHWC.astype(np.int16) - right_BHWC.astype(np.int16))
-    return Comparison(what, steps, len(left_BHWC), float(levels.mean()), int(levels.max()))
+def _reference(
+    bundle: Path, spec: ModelSpec, source: Path | None, num_threads: int | None
+) -> Reference:
+    if source is not None:
+        own = ModelSpec.load(source)
+        stages = load_stages("torch", source, own, RuntimeOptions(num_threads=num_threads))
+        parts = (own, Tokenizer.load(source, own), stages)
+        if (own.sizes_px[0], own.max_steps) != (spec.sizes_px[0], spec.max_steps):
+            raise ParityError(f"{bundle} was exported from another torch folder than {source}")
+        return reference_of(parts, "torch float32")
+    if "float32" not in spec.precisions:
+        raise BackendError(f"{spec.name} has no float32 graphs to compare with: give --torch")
+    stages = load_stages("onnx", bundle, spec, RuntimeOptions("float32", num_threads))
+    return reference_of((spec, Tokenizer.load(bundle, spec), stages), "onnx float32")

@@ -9,6 +9,7 @@ Shape suffixes: B batch, S steps, L tokens, D width, C channel, H/W pixels, h/w 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +23,16 @@ from engines.embeds import TextEmbeds
 from engines.errors import BadPictureError, OutOfMemoryError
 from engines.noise import unit_noise
 from engines.runtime.base import RuntimeOptions, Stages, run_directly
-from engines.runtime.registry import exact_backend, load_stages
+from engines.runtime.registry import exact_backend, is_installed, load_stages
 from engines.sampling import Plan, SamplingLoop, plan_steps
 from engines.schedule import Schedule
-from engines.spec import ModelSpec, Precision
+from engines.spec import Configuration, ModelSpec, Precision
 from engines.tokenizer import Tokenizer
+from engines.verdicts import require_passed
 
 # Some 100 kB a prompt for SD-Turbo's text encoder: a hundred megabytes at most.
 _NUM_CACHED_PROMPTS = 1024
+_log = logging.getLogger("onestep.engines")
 
 
 @dataclass(frozen=True)
@@ -76,41 +79,50 @@ class Pipeline:
         cls,
         bundle: Path,
         *,
-        backend: str = "onnx",
+        backend: str | None = None,
         precision: Precision | None = None,
         num_threads: int | None = None,
         options: RuntimeOptions | None = None,
+        allow_failed_check: bool = False,
     ) -> Pipeline:
         """Read a bundle and load its stages, after comparing every file with its digest.
 
         Args:
             bundle: folder with model.json.
             backend: a name of `engines.runtime.registry.BACKENDS`, or two with a comma: the second
-                one draws until the first can be loaded.
+                one draws until the first can be loaded. None with no precision either takes the
+                first that the bundle prefers and that is installed; else it is "onnx".
             precision: which of the bundle's graphs; None takes its base.
             num_threads: of the CPU; None leaves the choice to the runtime.
             options: whatever else the backend takes; the two above are put into it where given.
+            allow_failed_check: load what check.json says draws other pictures, too.
 
         Raises:
-            BundleError: a file is missing or damaged, or there are no graphs of that precision.
+            BundleError: a file is missing or damaged, there are no graphs of that precision, or
+                check.json is of other graphs.
+            ParityError: check.json says that these pictures are too far from the reference's.
             BackendError: the backend is unknown or cannot load the stages.
         """
         bundle = Path(bundle)
         spec = ModelSpec.load(bundle)
         spec.verify(bundle)
         options = options or RuntimeOptions()
+        chosen = _choose(spec, backend, precision or options.precision)
+        for name in chosen.backend.split(","):
+            one = chosen.model_copy(update={"backend": name})
+            require_passed(bundle, spec, one, allow_failed=allow_failed_check)
         options = replace(
             options,
-            precision=precision or options.precision,
+            precision=chosen.precision,
             num_threads=num_threads or options.num_threads,
         )
-        stages = load_stages(backend, bundle, spec, options)
+        stages = load_stages(chosen.backend, bundle, spec, options)
         exact: Callable[[], Stages] | None = None
-        if spec.base_precision == "float32" and options.precision not in (None, "float32"):
+        if spec.base_precision == "float32" and chosen.precision != "float32":
 
             def exact() -> Stages:
                 in_float32 = RuntimeOptions("float32", options.num_threads)
-                return load_stages(exact_backend(backend), bundle, spec, in_float32)
+                return load_stages(exact_backend(chosen.backend), bundle, spec, in_float32)
 
         return cls(spec, Tokenizer.load(bundle, spec), stages, exact)
 
@@ -251,6 +263,19 @@ class Pipeline:
             f"{len(which)} of {len(bad_B)} pictures came out flat or not finite: check the bundle "
             "with `onestep-engines check`"
         )
+
+
+def _choose(spec: ModelSpec, backend: str | None, precision: Precision | None) -> Configuration:
+    """What to run: what was asked, else what the bundle prefers and this machine has."""
+    if backend is None and precision is None:
+        for entry in spec.preferred:
+            if is_installed(entry.backend):
+                _log.info("%s runs with %s %s", spec.name, entry.backend, entry.precision)
+                return entry
+            _log.warning(
+                "%s would be fastest with %s, which is not installed", spec.name, entry.backend
+            )
+    return Configuration(backend=backend or "onnx", precision=precision or spec.base_precision)
 
 
 def _is_no_picture(

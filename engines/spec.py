@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engines.errors import BundleError
 
 SPEC_FILE = "model.json"
+CHECK_FILE = "check.json"
 StageName = Literal["text", "encode", "denoise", "decode"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Precision = Literal["float32", "float16", "bfloat16", "int8", "float8"]
@@ -81,6 +82,13 @@ class ScheduleSpec(_Frozen):
     zero_terminal_snr: Literal["none", "input_only", "rescale"] = "none"
 
 
+class Configuration(_Frozen):
+    """One way of running a bundle."""
+
+    backend: str = Field(min_length=1)
+    precision: Precision
+
+
 class ModelSpec(_Frozen):
     """Everything that serving must know of a model."""
 
@@ -103,6 +111,9 @@ class ModelSpec(_Frozen):
         default_factory=dict, description="graphs in other precisions than the base's"
     )
     files: dict[str, str] = Field(default_factory=dict, description="other files, path -> sha256")
+    preferred: tuple[Configuration, ...] = Field(
+        default=(), description="what to run when nothing is asked, the fastest first"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
@@ -120,6 +131,11 @@ class ModelSpec(_Frozen):
             raise ValueError("student_timesteps must cover 1, 2, ... without a gap")
         if self.base_precision in self.variants:
             raise ValueError(f"variants: {self.base_precision} is what stages holds")
+        for entry in self.preferred:
+            if entry.precision not in self.precisions:
+                raise ValueError(f"preferred: there are no {entry.precision} graphs")
+        if CHECK_FILE in self.files:
+            raise ValueError(f"files: {CHECK_FILE} is written after the bundle and has no digest")
         for name in (self.tokenizer_file, *self._listed()):
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{name} lies outside the model's folder")

@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        settings = load_settings(host=arguments.host, port=arguments.port, model=arguments.model)
+        settings = load_settings(
+            host=arguments.host,
+            port=arguments.port,
+            model=arguments.model,
+            allow_failed_check=arguments.allow_failed_check,
+        )
         configure_logging(settings.log_level)
         limits = load_limits(settings.model)
         with _listen(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -88,7 +93,10 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     worker = Worker(
         broker,
         lambda: Pipeline.load(
-            settings.model, backend=settings.backend, num_threads=settings.num_threads
+            settings.model,
+            backend=settings.backend,
+            num_threads=settings.num_threads,
+            allow_failed_check=settings.allow_failed_check,
         ),
         telemetry,
         max_batch_size=settings.max_batch_size,
@@ -209,6 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=int, help="port, 0 for a free one (default 8000)")
     command.add_argument("--model", type=Path, help="bundle folder (default models/emoji)")
+    command.add_argument(
+        "--allow-failed-check",
+        action="store_true",
+        default=None,
+        help="serve a bundle whose check failed or is of other graphs",
+    )
     return parser
 
 

@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port")
     model: Path = Field(default=Path("models/emoji"), description="bundle folder")
-    backend: str = Field(default="onnx", description="engine backend")
+    backend: str | None = Field(default=None, description="engine backend; unset: the bundle's")
+    allow_failed_check: bool = Field(default=False, description="serve what failed its check")
     num_threads: int | None = Field(default=None, ge=1, description="engine threads; unset: all")
     max_batch_size: int = Field(default=8, ge=1, le=256)
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")

@@ -5,7 +5,6 @@ Owns the reading of BACKEND[:PRECISION] and the checks that come before an hour 
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def configuration(text: str, options: Options) -> Configuration:
     """What BACKEND[:PRECISION] means.
 
     Raises:
-        BackendError: the backend is unknown, or the pipeline offers no choice of precision.
+        BackendError: the backend is unknown.
     """
     backend, _, precision = text.partition(":")
     if backend not in BACKENDS:
@@ -102,10 +101,6 @@ def configuration(text: str, options: Options) -> Configuration:
         folder = options.torch_folder
     settings: dict[str, Any] = {"backend": backend, "num_threads": options.num_threads}
     if precision:
-        if "precision" not in inspect.signature(Pipeline.load).parameters:
-            raise BackendError(
-                f"--compare {text}: every backend has one precision, write {backend}"
-            )
         settings["precision"] = precision
     return Configuration(text, partial(Pipeline.load, folder, **settings), _device(backend))
 

@@ -27,6 +27,7 @@ _MODULES = {
         "engines.runtime.tensorrt",
         "install torch with CUDA from https://pytorch.org; it owns the buffers",
     ),
+    "openvino": ("engines.runtime.openvino", "pip install 'onestep[openvino]'"),
 }
 BACKENDS: tuple[str, ...] = tuple(_MODULES)
 # These read a torch folder; all others read a bundle.
@@ -38,6 +39,15 @@ _log = logging.getLogger(__name__)
 def exact_backend(backend: str) -> str:
     """The backend that draws in float32, from the same folder, what another drew as no picture."""
     return "torch" if set(backend.split(",")) <= set(_OF_TORCH_FOLDERS) else "onnx"
+
+
+def is_installed(backend: str) -> bool:
+    """Whether a known backend's packages are here; importing them is the only sure test."""
+    try:
+        importlib.import_module(_MODULES[backend][0])
+    except (ImportError, KeyError):
+        return False
+    return True
 
 
 def load_stages(

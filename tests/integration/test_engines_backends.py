@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.__main__ import main
-from engines.check import check_bundle
+from engines.check import check_bundle, configurations
 from engines.errors import BackendError, BundleError, ParityError
 from engines.pipeline import Pipeline
 from engines.runtime.base import RuntimeOptions, Stage, Stages
 from engines.runtime.registry import load_stages
-from engines.spec import ModelSpec, sha256_of
+from engines.spec import Configuration, ModelSpec, sha256_of
+from engines.verdicts import Verdicts
 
 SIZE_PX = 64
 
@@ -26,16 +27,17 @@ SIZE_PX = 64
 # Those that run without a GPU or a package beyond the tests' own.
 OPTIONS = {
     "onnx": RuntimeOptions(num_threads=1),
+    "openvino": RuntimeOptions(num_threads=1),
     "torch": RuntimeOptions(num_threads=1),
     "torch_cuda": RuntimeOptions(num_threads=1, device="cpu"),
 }
+ONNX = Configuration(backend="onnx", precision="float32")
 
 
 @pytest.fixture(scope="session", params=OPTIONS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The backend of this round."""
-    name: str = request.param
-    return name
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -129,26 +131,45 @@ def test_threads_may_share_a_pipeline(pipeline: Pipeline) -> None:
     assert drawn == dict.fromkeys(range(4), True)
 
 
-def test_onnx_runtime_draws_what_torch_draws(bundle: Path, torch_folder: Path) -> None:
-    report = check_bundle(bundle, torch_folder, num_threads=1)
-    report.require()
-    assert {comparison.steps for comparison in report.comparisons} == {1, 2, 3, 4}
+def test_every_backend_draws_what_torch_draws(
+    bundle: Path, torch_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    chosen = configurations(ModelSpec.load(folder))
+    assert {one.backend for one in chosen} >= {"onnx", "openvino"}
+    cpu = [one for one in chosen if one.backend in OPTIONS]
+    verdicts = check_bundle(folder, cpu, source=torch_folder, num_threads=1)
+    for verdict in verdicts:
+        assert verdict.failures == ()
+        assert verdict.reference == "torch float32"
+        assert set(verdict.stages) == {"text", "denoise", "decode"}
+        assert {picture.steps for picture in verdict.pictures} == {1, 2, 3, 4}
+        assert {picture.batch_size for picture in verdict.pictures} == {1, 8}
+    assert list(Verdicts.load(folder).verdicts) == verdicts
+    ModelSpec.load(folder).verify(folder)
 
 
-def test_the_check_command_fails_when_the_model_is_another(
+def test_a_check_that_fails_is_noted_and_what_failed_is_not_loaded(
     bundle: Path, torch_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(bundle), "--torch", str(torch_folder), "--threads", "1"]) == 0
-    assert "TOO FAR" not in capsys.readouterr().out
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    command = ["check", str(folder), "--threads", "1", "--backend", "onnx"]
+    assert main(command) == 0
+    assert "against onnx float32" in capsys.readouterr().out
+    Pipeline.load(folder, num_threads=1)
 
     other = Path(shutil.copytree(torch_folder, tmp_path / "other"))
     spec = ModelSpec.load(other)
     latent = spec.latent.model_copy(update={"scale": 2 * spec.latent.scale})
     spec.model_copy(update={"latent": latent}).save(other)
-    assert main(["check", str(bundle), "--torch", str(other), "--threads", "1"]) == 1
+    assert main([*command, "--torch", str(other)]) == 1
     captured = capsys.readouterr()
-    assert "TOO FAR" in captured.out
-    assert captured.err.startswith("onestep-engines: pictures differ")
+    assert "TOO FAR: decode stage: mean error" in captured.out
+    assert captured.err.startswith("onestep-engines: pictures differ: onnx float32 failed")
+    with pytest.raises(ParityError, match="onnx float32 failed its check"):
+        Pipeline.load(folder)
+    Pipeline.load(folder, num_threads=1, allow_failed_check=True)
+    Pipeline.load(folder, backend="openvino", num_threads=1)
 
 
 def test_pictures_of_another_size_are_another_model(
@@ -157,7 +178,7 @@ def test_pictures_of_another_size_are_another_model(
     other = Path(shutil.copytree(torch_folder, tmp_path / "other"))
     ModelSpec.load(other).model_copy(update={"sizes_px": ((128, 64),)}).save(other)
     with pytest.raises(ParityError, match="another torch folder"):
-        check_bundle(bundle, other, num_threads=1)
+        check_bundle(bundle, [ONNX], source=other, num_threads=1)
 
 
 @pytest.fixture
@@ -194,6 +215,8 @@ def test_a_graph_that_fits_its_digest_and_is_cut_short_is_named(damaged: Path) -
     _sign(damaged, path.name)
     with pytest.raises(BackendError, match=f"ONNX Runtime cannot load {path}.*export"):
         Pipeline.load(damaged)
+    with pytest.raises(BackendError, match=f"OpenVINO cannot load {path} \\(Model can't be parsed"):
+        Pipeline.load(damaged, backend="openvino")
 
 
 def test_a_graph_of_another_make_is_named(damaged: Path) -> None:
@@ -206,3 +229,5 @@ def test_a_graph_of_another_make_is_named(damaged: Path) -> None:
     _sign(damaged, path.name)
     with pytest.raises(BundleError, match=f"{path} takes tokens instead of input_ids_BL"):
         Pipeline.load(damaged)
+    with pytest.raises(BundleError, match=f"{path} takes .*tokens.* instead of input_ids_BL"):
+        Pipeline.load(damaged, backend="openvino")

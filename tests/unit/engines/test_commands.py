@@ -36,7 +36,7 @@ def _only_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", ["bench", "build"])
+@pytest.mark.parametrize("command", ["bench", "build", "check", "quantize", "tune"])
 def test_a_missing_bundle_is_one_line_with_the_remedy(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +106,17 @@ def test_a_wrong_argument_is_one_line(
     assert message in _only_line(capsys)
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["bench", "x", "--batch", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["bench", "x", "--batch", "0"],
+        ["quantize", "x", "--stages", "denoise,paint"],
+        ["quantize", "x", "--stages", "decode,decode"],
+        ["tune", "x", "--rounds", "0"],
+    ],
+)
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -40,3 +40,10 @@ def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]  # that it is refused is the point
+
+
+def test_a_failed_check_is_allowed_by_choice_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not load_settings(allow_failed_check=None).allow_failed_check
+    assert load_settings(allow_failed_check=True).allow_failed_check
+    monkeypatch.setenv("ONESTEP_ALLOW_FAILED_CHECK", "1")
+    assert load_settings(allow_failed_check=None).allow_failed_check
