@@ -7,7 +7,7 @@ from collections.abc import Callable
 from distill.config import ConfigError, RunConfig
 from distill.presets.miniatures import ablation_cpu, ablation_gpu, ablation_tiny
 from distill.presets.paper import add_m, add_xl
-from distill.presets.small import emoji_cpu, emoji_gpu, own_cpu, shapes_tiny
+from distill.presets.small import emoji_cpu, emoji_gpu, emoji_many, own_cpu, shapes_tiny
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "add_m": add_m,
@@ -15,6 +15,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "ablation_cpu": ablation_cpu,
     "ablation_gpu": ablation_gpu,
     "ablation_tiny": ablation_tiny,
+    "emoji_many": emoji_many,
     "emoji_cpu": emoji_cpu,
     "emoji_gpu": emoji_gpu,
     "own_cpu": own_cpu,

@@ -4,7 +4,8 @@ Chosen by eye from the captioned emoji set: things that look unlike each other a
 few enough that a small network on a CPU learns to draw each of them.
 """
 
-EMOJI_STYLES = ("flat", "3d", "color", "noto", "blob")
+EMOJI_STYLES = ("flat", "3d")
+FIVE_STYLES = ("flat", "3d", "color", "noto", "blob")
 
 _FOOD = """
     red apple; green apple; banana; cherries; grapes; strawberry; watermelon; pineapple; peach;
