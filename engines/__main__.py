@@ -1,4 +1,4 @@
-"""onestep-engines export | build | check | bench: a trained model made servable, from a shell.
+"""onestep-engines pull | export | build | check | bench: a trained model made servable.
 
 Owns arguments, printed lines and exit codes: 0 done, 1 pictures differ, 2 anything else that a
 user can mend. A framework is imported only by the command that needs it.
@@ -7,15 +7,13 @@ user can mend. A framework is imported only by the command that needs it.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from engines.commands import add_export, add_pull, import_framework, report
 from engines.errors import BackendError, EnginesError, ParityError
 from engines.runtime.registry import BACKENDS
 
@@ -46,10 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    export = commands.add_parser("export", help="write a bundle from a torch folder")
-    export.add_argument("source", type=Path, help="folder that `onestep-distill export` wrote")
-    export.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    export.set_defaults(run=_export)
+    add_pull(commands)
+    add_export(commands)
 
     build = commands.add_parser("build", help="compile a bundle's graphs with TensorRT")
     _add_bundle(build)
@@ -100,14 +96,6 @@ def _count(text: str) -> int:
     return number
 
 
-def _export(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.export")
-    spec = module.export_bundle(options.source, options.out, report=_report)
-    size_bytes = sum(stage.size_bytes for stage in spec.stages.values())
-    print(f"{options.out}: {spec.name}, three graphs, {size_bytes / 1e6:.1f} MB")
-    return 0
-
-
 def _build(options: argparse.Namespace) -> int:
     from engines.build import Target, build_engines
     from engines.profiles import BatchRange
@@ -119,20 +107,20 @@ def _build(options: argparse.Namespace) -> int:
     out = options.out or options.bundle / "engines"
     for batch in ranges:
         target = Target(options.package, options.compute_capability, batch)
-        for record in build_engines(options.bundle, out, target, report=_report):
+        for record in build_engines(options.bundle, out, target, report=report):
             size_mb = record.size_bytes / 1e6
             print(f"{out / record.file}: {size_mb:.1f} MB, built in {record.build_s:.1f} s")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    module = _import_framework("engines.check")
-    report = module.check_bundle(
+    module = import_framework("engines.check")
+    parity = module.check_bundle(
         options.bundle, options.torch, backend=options.backend, num_threads=options.threads
     )
-    for comparison in report.comparisons:
+    for comparison in parity.comparisons:
         print(comparison)
-    report.require()
+    parity.require()
     return 0
 
 
@@ -153,25 +141,6 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(as_json + "\n", encoding="utf-8")
     return 0
-
-
-def _import_framework(name: str) -> Any:
-    """Import a module that needs the training packages, and say so where they are missing."""
-    try:
-        module = importlib.import_module(name)
-        loading = importlib.import_module("transformers.utils.logging")
-    except ImportError as error:
-        raise BackendError(
-            f"this command needs {error.name}: pip install 'onestep[distill]'"
-        ) from error
-    # The commands report progress themselves; the frameworks' bars and notes would bury it.
-    loading.disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return module
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
