@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from engines_fixtures import alter_settings, tiny_spec, write_tiny_vae
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from teacher_folders import save_tiny_pipeline
 
@@ -72,20 +74,26 @@ def _latents(folder: Path, tmp_path: Path, options: ModuleOptions | None = None)
 
 @torch.inference_mode()
 def _theirs(folder: Path, loras: tuple[Lora, ...] = ()) -> Any:
-    """What diffusers makes of the same noise in one step of its Euler scheduler.
-
-    That one scales given noise by sigma and then divides by sqrt(1 + sigma^2), so that a little
-    less than pure noise would enter; the noise is made larger by as much.
-    """
+    """What diffusers makes of the same noise."""
     pipeline: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.scheduler = EulerDiscreteScheduler.from_config(
-        pipeline.scheduler.config, timestep_spacing="trailing"
-    )
     for index, lora in enumerate(loras):
         pipeline.load_lora_weights(lora.path, adapter_name=str(index))
     if loras:
         names = [str(index) for index in range(len(loras))]
         pipeline.set_adapters(names, [lora.scale for lora in loras])
+    return _drawn_by(pipeline)
+
+
+@torch.inference_mode()
+def _drawn_by(pipeline: Any) -> Any:
+    """Latents of one step of the Euler scheduler.
+
+    That one scales given noise by sigma and then divides by sqrt(1 + sigma^2), so that a little
+    less than pure noise would enter; the noise is made larger by as much.
+    """
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing"
+    )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.set_timesteps(1)
     sigma = float(pipeline.scheduler.sigmas[0])
@@ -131,9 +139,9 @@ def test_what_the_user_says_of_a_model_comes_first(sd: Path, tmp_path: Path) -> 
 
 
 def test_tokens_are_those_of_the_folders_own_tokenizers(sdxl: Path, tmp_path: Path) -> None:
-    theirs = [diffusers.DiffusionPipeline.from_pretrained(sdxl).tokenizer] * 1
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(sdxl / "tokenizer")
     texts = ["a red circle", "", "blue " * 30, "Ring, RING  ring"]
-    wanted = theirs[0](texts, padding="max_length", truncation=True, return_tensors="np").input_ids
+    wanted = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np").input_ids
     whole = json.loads((sdxl / "tokenizer" / "tokenizer.json").read_text())["model"]
     for is_old in (False, True):
         if is_old:  # as the older folders have it: a vocabulary and a list of merges
@@ -267,48 +275,62 @@ def test_sdxl_autoencoders_that_overflow_stay_in_float32(sdxl: Path, sd: Path) -
     assert stage_precision(sd, adopt(sd), "decode", half) == "float16"
 
 
-def _write_lora(folder: Path, pipeline: Any, seed: int, *, is_dual: bool) -> Path:
-    """An adapter on attention of UNet and text encoders, as peft and diffusers write one."""
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
+def _with_lora(folder: Path, out: Path, *, seed: int = 0, is_text: bool = True) -> Any:
+    """A pipeline with random adapters on its parts, and their file as diffusers writes it."""
     torch.manual_seed(seed)
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    targets = {"unet": ["to_q", "conv1"]}
+    if is_text:
+        targets |= {"text_encoder": ["q_proj", "fc1"], "text_encoder_2": ["v_proj"]}
     layers = {}
-    for part, targets in (
-        ("unet", ["to_q", "conv1"]),
-        ("text_encoder", ["q_proj", "fc1"]),
-        *([("text_encoder_2", ["v_proj"])] if is_dual else []),
-    ):
-        model = getattr(pipeline, part)
-        model.add_adapter(
-            LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
-        )
-        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(model)
-    pipeline.save_lora_weights(folder, **layers)
-    return folder
+    for part, names in targets.items():
+        model = getattr(pipeline, part, None)
+        if model is None:
+            continue
+        config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=names, init_lora_weights=False)
+        peft.inject_adapter_in_model(config, model)
+        layers[f"{part}_lora_layers"] = peft.get_peft_model_state_dict(model)
+    pipeline.save_lora_weights(out, **layers)
+    return pipeline
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_fused_adapters_draw_what_diffusers_draws_with_them(
+def test_a_fused_adapter_draws_what_a_live_one_does(
     folders: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:
-    folder = folders[kind]
-    loras = []
-    for index, scale in enumerate((0.5, 1.0)):
-        pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-        path = _write_lora(tmp_path / str(index), pipeline, index, is_dual=kind == "sdxl")
-        loras.append(Lora.parse(f"{path}:{scale}" if scale != 1.0 else str(path)))
-    assert [lora.scale for lora in loras] == [0.5, 1.0]
-    drawn = _latents(folder, tmp_path, ModuleOptions(loras=tuple(loras)))
-    theirs = _theirs(folder, tuple(loras))
+    pipeline = _with_lora(folders[kind], tmp_path / "lora")
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for layer in getattr(pipeline, part, torch.nn.Identity()).modules():
+            if isinstance(layer, LoraLayer):
+                layer.scale_layer(0.5)
+    theirs = _drawn_by(pipeline)
+    lora = Lora.parse(f"{tmp_path / 'lora'}:0.5")
+    assert lora.scale == 0.5
+    drawn = _latents(folders[kind], tmp_path, ModuleOptions(loras=(lora,)))
     scale = float(theirs.std())
     torch.testing.assert_close(drawn, theirs, atol=1e-3 * scale, rtol=1e-3)
-    assert (drawn - _latents(folder, tmp_path)).abs().max() > 0.01 * scale
+    _with_lora(folders[kind], tmp_path / "unet_alone", is_text=False)
+    others = [(), (Lora(tmp_path / "lora"),), (Lora(tmp_path / "unet_alone", 0.5),)]
+    for other in others:  # neither the scale nor the text encoders' part is without effect
+        without = _latents(folders[kind], tmp_path, ModuleOptions(loras=other))
+        assert (drawn - without).abs().max() > 0.01 * scale
+
+
+def test_several_adapters_draw_what_diffusers_draws_with_them(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for index in range(2):
+        _with_lora(folders["sd15"], tmp_path / str(index), seed=index, is_text=False)
+    file = tmp_path / "1" / "pytorch_lora_weights.safetensors"
+    loras = (Lora(tmp_path / "0", 0.5), Lora.parse(str(file)))
+    drawn = _latents(folders["sd15"], tmp_path, ModuleOptions(loras=loras))
+    theirs = _theirs(folders["sd15"], loras)
+    torch.testing.assert_close(drawn, theirs, atol=1e-3 * float(theirs.std()), rtol=1e-3)
 
 
 def test_an_adapter_that_does_not_fit_is_named(sd: Path, sdxl: Path, tmp_path: Path) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(sdxl, local_files_only=True)
-    other = _write_lora(tmp_path / "other", pipeline, 0, is_dual=True)
+    other = tmp_path / "other"
+    _with_lora(sdxl, other)
     empty = tmp_path / "empty.safetensors"
     save_file({"a": torch.zeros(1)}, empty)
     renamed = tmp_path / "renamed.safetensors"

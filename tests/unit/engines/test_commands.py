@@ -106,7 +106,19 @@ def test_a_wrong_argument_is_one_line(
     assert message in _only_line(capsys)
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["bench", "x", "--batch", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["bench", "x", "--batch", "0"],
+        ["export", "x", "--out", "y", "--size", "512"],
+        ["export", "x", "--out", "y", "--size", "0x512"],
+        ["export", "x", "--out", "y", "--timesteps", "999;499"],
+        ["export", "x", "--out", "y", "--precision", "int4"],
+        ["pull", "x"],
+    ],
+)
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
