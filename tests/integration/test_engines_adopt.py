@@ -76,11 +76,10 @@ def _latents(folder: Path, tmp_path: Path, options: ModuleOptions | None = None)
 def _theirs(folder: Path, loras: tuple[Lora, ...] = ()) -> Any:
     """What diffusers makes of the same noise."""
     pipeline: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    for index, lora in enumerate(loras):
-        pipeline.load_lora_weights(lora.path, adapter_name=str(index))
-    if loras:
-        names = [str(index) for index in range(len(loras))]
-        pipeline.set_adapters(names, [lora.scale for lora in loras])
+    for lora in loras:
+        pipeline.load_lora_weights(lora.path)
+        pipeline.fuse_lora(components=["unet"], lora_scale=lora.scale)
+        pipeline.unload_lora_weights()
     return _drawn_by(pipeline)
 
 
@@ -326,6 +325,36 @@ def test_several_adapters_draw_what_diffusers_draws_with_them(
     drawn = _latents(folders["sd15"], tmp_path, ModuleOptions(loras=loras))
     theirs = _theirs(folders["sd15"], loras)
     torch.testing.assert_close(drawn, theirs, atol=1e-3 * float(theirs.std()), rtol=1e-3)
+
+
+def test_an_adapter_in_the_names_of_kohya_is_the_same_one(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    _with_lora(folders["sd15"], tmp_path / "lora")
+    whole = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    attention = {name: value for name, value in whole.items() if ".to_q." in name or "proj" in name}
+    save_file(attention, tmp_path / "plain.safetensors")
+    renamed = {}
+    for name, value in attention.items():
+        layer, _, factor = name.partition(".lora_")
+        part, _, path = layer.partition(".")
+        prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[part]
+        if part == "text_encoder":
+            path = f"text_model.{path.removeprefix('text_model.')}"
+        key = f"{prefix}_{path.replace('.', '_')}"
+        renamed[f"{key}.lora_{'down' if factor.startswith('A') else 'up'}.weight"] = value
+        renamed[f"{key}.alpha"] = torch.tensor(1.0)  # of rank 2: counts half
+    save_file(renamed, tmp_path / "kohya.safetensors")
+    drawn, expected, without = (
+        _latents(folders["sd15"], tmp_path, ModuleOptions(loras=loras))
+        for loras in (
+            (Lora(tmp_path / "kohya.safetensors"),),
+            (Lora(tmp_path / "plain.safetensors", 0.5),),
+            (),
+        )
+    )
+    torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
+    assert (drawn - without).abs().max() > 0.001
 
 
 def test_an_adapter_that_does_not_fit_is_named(sd: Path, sdxl: Path, tmp_path: Path) -> None:
