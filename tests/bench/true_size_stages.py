@@ -26,6 +26,7 @@ from engines.schedule import Schedule
 from engines.spec import ModelSpec
 
 _BLOCK = 2**20
+_STRIDE = 7919
 
 
 def random_stage(
@@ -91,16 +92,18 @@ def _made(make: Any, dtype: torch.dtype) -> nn.Module:
     finally:
         torch.set_default_dtype(before)
     model.to_empty(device="cpu").requires_grad_(False)
-    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for name, parameter in model.named_parameters():
+    block = torch.randn(2 * _BLOCK, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.ndim < 2:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
         scale = 0.02 if "embedding.weight" in name else parameter[0].numel() ** -0.5
         flat = parameter.view(-1)
+        # Each layer starts elsewhere in the block: equal weights would be stored once in a plan.
+        start = index * _STRIDE % _BLOCK
         for begin in range(0, flat.numel(), _BLOCK):
             part = flat[begin : begin + _BLOCK]
-            torch.mul(block[: part.numel()], scale, out=part)
+            torch.mul(block[start : start + part.numel()], scale, out=part)
     for name, buffer in model.named_buffers():
         assert name.endswith("position_ids"), name
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))

@@ -95,6 +95,10 @@ def test_a_small_autoencoder_of_another_model_is_refused(model: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
 @pytest.fixture
 def hub(model: Path) -> Iterator[tuple[str, list[str]]]:
     """A hub with two models, that notes which files were asked for."""
@@ -114,16 +118,28 @@ def hub(model: Path) -> Iterator[tuple[str, list[str]]]:
                 folder = root.joinpath(*path.split("/")[3:5])
                 if not folder.is_dir():
                     return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-                files = [{"rfilename": name} for name in sorted(_names(folder))]
+                files = {name: (folder / name).read_bytes() for name in sorted(_names(folder))}
+                if "/tree/" in path:
+                    entries = [
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(raw),
+                            "oid": _digest(raw),
+                        }
+                        for name, raw in files.items()
+                    ]
+                    return self._send(200, json.dumps(entries).encode(), {})
                 name = "/".join(path.split("/")[3:5])
-                body = {"id": name, "sha": _COMMIT, "siblings": files}
+                siblings = [{"rfilename": name} for name in files]
+                body = {"id": name, "sha": _COMMIT, "siblings": siblings}
                 return self._send(200, json.dumps(body).encode(), {})
             organisation, name, _, _, *rest = path.strip("/").split("/")
             content = root.joinpath(organisation, name, *rest).read_bytes()
             if self.command == "GET":
                 asked.append("/".join(rest))
-            etag = f'"{hashlib.sha1(content, usedforsecurity=False).hexdigest()}"'
-            return self._send(200, content, {"ETag": etag, "X-Repo-Commit": _COMMIT})
+            headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": _COMMIT}
+            return self._send(200, content, headers)
 
         def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
