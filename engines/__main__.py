@@ -1,22 +1,20 @@
-"""onestep-engines export | build | check | quantize | tune | bench: a model made servable.
+"""onestep-engines: a trained model made servable, from a shell.
 
-Owns arguments, printed lines and exit codes: 0 done, 1 pictures differ, 2 anything else that a
+Owns the list of commands and their exit codes: 0 done, 1 pictures differ, 2 anything else that a
 user can mend. A framework is imported only by the command that needs it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from engines.commands import add_check, add_quantize, add_tune, import_framework
-from engines.errors import BackendError, EnginesError, ParityError
-from engines.profiles import CAPABILITIES, DEFAULT_BATCHES, PACKAGES
-from engines.runtime.registry import BACKENDS
+from engines.commands.models import add_export, add_pull
+from engines.commands.plans import add_build
+from engines.commands.quality import add_check, add_quantize, add_tune
+from engines.commands.speed import add_bench
+from engines.errors import EnginesError, ParityError
 
 _EXIT_DIFFERENT = 1
 _EXIT_UNUSABLE = 2
@@ -48,139 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="onestep-engines", description="From a trained model to something fast."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    export = commands.add_parser("export", help="write a bundle from a torch folder")
-    export.add_argument("source", type=Path, help="folder that `onestep-distill export` wrote")
-    export.add_argument("--out", type=Path, required=True, help="bundle folder to write")
-    export.set_defaults(run=_export)
-
-    build = commands.add_parser("build", help="compile a bundle's graphs with TensorRT")
-    _add_bundle(build)
-    build.add_argument("--out", type=Path, help="folder for the plans (default: BUNDLE/engines)")
-    build.add_argument("--package", choices=PACKAGES, default="tensorrt_rtx")
-    build.add_argument(
-        "--compute-capability",
-        choices=CAPABILITIES,
-        help="GPU to compile for, with tensorrt_rtx (default: the GPU of this machine)",
-    )
-    build.add_argument(
-        "--batch",
-        action="append",
-        help="N for a plan of that size alone, or MIN:OPT:MAX; repeat it for several plans "
-        f"(default: {', '.join(map(str, DEFAULT_BATCHES))})",
-    )
-    build.add_argument(
-        "--refit",
-        action="store_true",
-        help="make plans that can take other weights, and use those that are there",
-    )
-    build.set_defaults(run=_build)
-
-    add_check(commands)
-    add_quantize(commands)
-    add_tune(commands)
-
-    _add_bench(commands)
+    for add in (add_pull, add_export, add_build, add_check, add_quantize, add_tune, add_bench):
+        add(commands)
     return parser
-
-
-def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser(
-        "bench", help="time a bundle's stages per batch size, beside what the machine could do"
-    )
-    _add_bundle(bench)
-    bench.add_argument("--batch", type=_count, nargs="+", default=[1, 2, 4, 8, 16])
-    bench.add_argument("--steps", type=_count, default=1)
-    bench.add_argument("--runs", type=_count, default=20, help="batches timed per size")
-    bench.add_argument(
-        "--compare",
-        nargs="+",
-        default=[],
-        metavar="BACKEND[:PRECISION]",
-        help="measure these in turn with --backend and print how many times as fast they are",
-    )
-    bench.add_argument(
-        "--torch", type=Path, help="torch folder of the same model, for the torch backends"
-    )
-    bench.add_argument("--json", type=Path, help="write the numbers here too; - for the output")
-    bench.add_argument("--plot", type=Path, help="draw them: a file ending in .svg or .png")
-    _add_runtime(bench)
-    bench.set_defaults(run=_bench)
-
-
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="bundle folder, the one with model.json")
-
-
-def _add_runtime(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=BACKENDS, default="onnx")
-    parser.add_argument("--threads", type=_count, help="default: the runtime's own choice")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def _export(options: argparse.Namespace) -> int:
-    module = import_framework("engines.export")
-    spec = module.export_bundle(options.source, options.out, report=_report)
-    size_bytes = sum(stage.size_bytes for stage in spec.stages.values())
-    print(f"{options.out}: {spec.name}, three graphs, {size_bytes / 1e6:.1f} MB")
-    return 0
-
-
-def _build(options: argparse.Namespace) -> int:
-    from engines.build import Target, build_engines
-    from engines.profiles import BatchRange
-    from engines.progress import progress_on
-
-    try:
-        sizes = options.batch or [str(size) for size in DEFAULT_BATCHES]
-        batches = tuple(dict.fromkeys(BatchRange.parse(text) for text in sizes))
-    except ValueError as error:
-        raise BackendError(f"--batch: {error}") from error
-    out = options.out or options.bundle / "engines"
-    target = Target(options.package, options.compute_capability, batches, options.refit)
-    progress = progress_on(sys.stderr)
-    try:
-        records = build_engines(options.bundle, out, target, progress=progress)
-    finally:
-        progress.close()
-    for record in records:
-        size_mb = record.size_bytes / 1e6
-        made = "refitted" if record.made_by == "refit" else "built"
-        print(f"{out / record.file}: {size_mb:.1f} MB, {made} in {record.build_s:.1f} s")
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    try:
-        command = importlib.import_module("engines.bench.command")
-    except ImportError as error:
-        raise BackendError(
-            f"this command needs {error.name}: pip install 'onestep[bench]'"
-        ) from error
-    command.run(
-        command.Options(
-            bundle=options.bundle,
-            backends=[options.backend, *options.compare],
-            torch_folder=options.torch,
-            batch_sizes=options.batch,
-            steps=options.steps,
-            num_runs=options.runs,
-            num_threads=options.threads,
-            json=options.json,
-            plot=options.plot,
-        )
-    )
-    return 0
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

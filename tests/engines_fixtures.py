@@ -146,3 +146,22 @@ def write_tiny_torch_folder(folder: Path, spec: ModelSpec | None = None) -> Mode
     (folder / "README.md").write_text("# tiny\n", encoding="utf-8")
     spec.save(folder)
     return spec
+
+
+def write_tiny_vae(folder: Path, channels: int = 4) -> Path:
+    """An AutoencoderTiny that shrinks by 4, as the autoencoders of tiny pipelines do."""
+    torch.manual_seed(1)
+    diffusers.AutoencoderTiny(
+        latent_channels=channels,
+        encoder_block_out_channels=(16, 16, 16),
+        decoder_block_out_channels=(16, 16, 16),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ).save_pretrained(folder)
+    return folder
+
+
+def alter_settings(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(read | changes), encoding="utf-8")

@@ -49,4 +49,5 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
         text=TorchStage(modules.text),
         denoise=TorchStage(modules.denoise),
         decode=TorchStage(modules.decode),
+        encode=None if modules.encode is None else TorchStage(modules.encode),
     )

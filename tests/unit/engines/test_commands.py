@@ -115,6 +115,11 @@ def test_a_wrong_argument_is_one_line(
         ["quantize", "x", "--stages", "denoise,paint"],
         ["quantize", "x", "--stages", "decode,decode"],
         ["tune", "x", "--rounds", "0"],
+        ["export", "x", "--out", "y", "--size", "512"],
+        ["export", "x", "--out", "y", "--size", "0x512"],
+        ["export", "x", "--out", "y", "--timesteps", "999;499"],
+        ["export", "x", "--out", "y", "--precision", "int4"],
+        ["pull", "x"],
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """The commands that compare, quantise and choose: check, quantize, tune.
 
-Owns their arguments and what they print. Exit codes and errors are `engines.__main__`'s.
+Owns their arguments and what they print.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from engines.commands.shared import add_bundle, add_threads, count, import_framework, report
 from engines.errors import BackendError, ParityError
 from engines.runtime.registry import BACKENDS
 from engines.spec import ModelSpec, Precision
@@ -26,7 +25,7 @@ def add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="compare what backends draw with the reference, and note it in the bundle"
     )
-    _add_bundle(check)
+    add_bundle(check)
     check.add_argument(
         "--torch", type=Path, help="torch folder of the same model (default: the float32 graphs)"
     )
@@ -36,14 +35,14 @@ def add_check(commands: Any) -> None:
     check.add_argument(
         "--precision", choices=_PRECISIONS, action="append", help="default: all in the bundle"
     )
-    _add_threads(check)
+    add_threads(check)
     check.set_defaults(run=_check)
 
 
 def add_quantize(commands: Any) -> None:
     """`quantize`: add a variant in 8 bits."""
     quantize = commands.add_parser("quantize", help="add graphs in 8 bits to a bundle")
-    _add_bundle(quantize)
+    add_bundle(quantize)
     quantize.add_argument("--precision", choices=("int8", "float8"), default="int8")
     quantize.add_argument(
         "--calibration", type=Path, help="file with a prompt per line (default: the examples)"
@@ -51,49 +50,19 @@ def add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--stages", type=_stages, default=("denoise", "decode"), help="default: denoise,decode"
     )
-    _add_threads(quantize)
+    add_threads(quantize)
     quantize.set_defaults(run=_quantize)
 
 
 def add_tune(commands: Any) -> None:
     """`tune`: time what passed its check and let the bundle prefer the fastest."""
     tune = commands.add_parser("tune", help="find the fastest configuration that passed its check")
-    _add_bundle(tune)
-    tune.add_argument("--batch", type=_count, nargs="+", default=[1, 8])
-    tune.add_argument("--rounds", type=_count, default=20, help="batches timed per size")
+    add_bundle(tune)
+    tune.add_argument("--batch", type=count, nargs="+", default=[1, 8])
+    tune.add_argument("--rounds", type=count, default=20, help="batches timed per size")
     tune.add_argument("--json", type=Path, help="write the numbers here too")
-    _add_threads(tune)
+    add_threads(tune)
     tune.set_defaults(run=_tune)
-
-
-def import_framework(name: str) -> Any:
-    """Import a module that needs the training packages, and say so where they are missing."""
-    try:
-        module = importlib.import_module(name)
-        loading = importlib.import_module("transformers.utils.logging")
-    except ImportError as error:
-        raise BackendError(
-            f"this command needs {error.name}: pip install 'onestep[distill]'"
-        ) from error
-    # The commands report progress themselves; the frameworks' bars and notes would bury it.
-    loading.disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return module
-
-
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="bundle folder, the one with model.json")
-
-
-def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_count, help="default: the runtime's own choice")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _stages(text: str) -> tuple[str, ...]:
@@ -116,7 +85,7 @@ def _check(options: argparse.Namespace) -> int:
         chosen,
         source=options.torch,
         num_threads=options.threads,
-        report=_report,
+        report=report,
     )
     for verdict in verdicts:
         _print_verdict(verdict)
@@ -157,7 +126,7 @@ def _quantize(options: argparse.Namespace) -> int:
         prompts=() if options.calibration is None else _prompts(options.calibration),
         num_threads=options.threads,
     )
-    outcomes = module.quantize_bundle(options.bundle, recipe, report=_report)
+    outcomes = module.quantize_bundle(options.bundle, recipe, report=report)
     for stage, outcome in outcomes.items():
         print(
             f"{stage}: {outcome.num_quantized} of {outcome.num_candidates} nodes in "
@@ -186,13 +155,9 @@ def _tune(options: argparse.Namespace) -> int:
         batch_sizes=options.batch,
         num_rounds=options.rounds,
         num_threads=options.threads,
-        report=_report,
+        report=report,
     )
     print(table(result))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The commands of `onestep-engines`, by what they work on: arguments, printed lines."""
