@@ -24,7 +24,7 @@ from engines.runtime.packages import (
     package_key,
     write_package,
 )
-from engines.spec import STAGES, ModelSpec, Precision, StageName
+from engines.spec import ALL_STAGES, STAGES, ModelSpec, Precision, StageName
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -94,6 +94,7 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
         text=runner.stage("text", calls["text"]),
         denoise=calls["denoise"],
         decode=calls["decode"],
+        encode=runner.stage("encode", calls["encode"]) if "encode" in calls else None,
         run=runner,
         batch_sizes=tuple(sorted(sizes)),
     )
@@ -168,8 +169,10 @@ def load_on(
     """The stages' modules on the device, their networks in `precision`."""
     modules = load_modules(folder, spec)
     stages: dict[StageName, nn.Module] = {}
-    for name in STAGES:
-        stage: nn.Module = getattr(modules, name)
+    for name in ALL_STAGES:
+        stage: nn.Module | None = getattr(modules, name)
+        if stage is None:  # an autoencoder without an encoder
+            continue
         if precision != "float32":
             for child_name, network in list(stage.named_children()):
                 setattr(stage, child_name, InPrecision(network, DTYPES[precision]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines.__main__ import main
 from engines.check import check_bundle, configurations
 from engines.errors import BackendError, BundleError, ParityError
+from engines.export import ExportOptions, export_bundle
 from engines.pipeline import Pipeline
 from engines.runtime.base import RuntimeOptions, Stage, Stages
 from engines.runtime.registry import load_stages
@@ -109,6 +110,36 @@ def test_a_picture_is_the_same_alone_and_in_a_full_batch(pipeline: Pipeline) -> 
 def test_a_picture_follows_its_prompt(pipeline: Pipeline) -> None:
     images = pipeline.generate(["a", "z z z"], [7, 7], width=64, height=64, steps=1).images_BHWC
     assert not np.array_equal(images[0], images[1])
+
+
+@pytest.fixture(scope="session")
+def img2img_bundle(torch_folder: Path) -> Path:
+    folder = torch_folder.parent / "img2img"
+    export_bundle(torch_folder, folder, ExportOptions(is_img2img=True))
+    return folder
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_a_picture_to_start_from_leads_where_it_leads_in_torch(
+    backend: str, torch_folder: Path, img2img_bundle: Path, strength: float
+) -> None:
+    folder = torch_folder if backend.startswith("torch") else img2img_bundle
+    tested = Pipeline.load(folder, backend=backend, options=OPTIONS[backend])
+    reference = Pipeline.load(torch_folder, backend="torch", num_threads=1)
+    given_BHWC = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+    def draw(pipeline: Pipeline, pictures_BHWC: NDArray[np.uint8]) -> NDArray[np.int16]:
+        generated = pipeline.generate(
+            ["a", "b"], [1, 2], width=64, height=64, steps=1,
+            images_BHWC=pictures_BHWC, strength=strength,
+        )  # fmt: skip
+        return generated.images_BHWC.astype(np.int16)
+
+    drawn_BHWC = draw(tested, given_BHWC)
+    assert np.abs(drawn_BHWC - draw(reference, given_BHWC)).mean() <= 1
+    # At full strength little is left of the picture; at a quarter it decides.
+    other_BHWC = np.abs(drawn_BHWC - draw(tested, 255 - given_BHWC)).mean()
+    assert other_BHWC > 1 if strength < 1 else other_BHWC <= 1
 
 
 def test_threads_may_share_a_pipeline(pipeline: Pipeline) -> None:
