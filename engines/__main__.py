@@ -12,11 +12,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from engines.errors import BackendError, EnginesError, ParityError
+from engines.plans import ENGINES_FOLDER
 from engines.profiles import CAPABILITIES, DEFAULT_BATCHES, PACKAGES
 from engines.runtime.registry import BACKENDS
+from engines.spec import Precision
 
 _EXIT_DIFFERENT = 1
 _EXIT_UNUSABLE = 2
@@ -73,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "--refit",
         action="store_true",
         help="make plans that can take other weights, and use those that are there",
+    )
+    build.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="which of the bundle's graphs to compile (default: its base)",
     )
     build.set_defaults(run=_build)
 
@@ -144,8 +151,14 @@ def _build(options: argparse.Namespace) -> int:
         batches = tuple(dict.fromkeys(BatchRange.parse(text) for text in sizes))
     except ValueError as error:
         raise BackendError(f"--batch: {error}") from error
-    out = options.out or options.bundle / "engines"
-    target = Target(options.package, options.compute_capability, batches, options.refit)
+    out = options.out or options.bundle / ENGINES_FOLDER
+    target = Target(
+        package=options.package,
+        compute_capability=options.compute_capability,
+        batches=batches,
+        refit=options.refit,
+        precision=options.precision,
+    )
     progress = progress_on(sys.stderr)
     try:
         records = build_engines(options.bundle, out, target, progress=progress)
