@@ -329,16 +329,14 @@ def test_without_a_gpu_the_backend_says_so_in_one_line(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_the_real_runtime_refuses_in_words_that_reach_the_user(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_the_real_runtime_refuses_in_words_that_reach_the_user(bundle: Path) -> None:
     """The one part of the real package that runs without a GPU: it opens, and reads headers."""
     trt = pytest.importorskip("tensorrt_rtx")
     from engines.build import Target, build_engines
 
     target = Target("tensorrt_rtx", "SM89", (BatchRange.of(1),))
-    (record, *_) = build_engines(bundle, tmp_path / "plans", target)
-    path = tmp_path / "plans" / record.file
+    (record, *_) = build_engines(bundle, bundle / "engines", target)
+    path = bundle / "engines" / record.file
     plan = path.read_bytes()
     opened = OpenPlans(trt, CpuDevice())
     for content, words in (
@@ -353,3 +351,7 @@ def test_the_real_runtime_refuses_in_words_that_reach_the_user(
         assert text.startswith(f"{path} ")
         assert text.endswith("delete it and run `onestep-engines build`")
         assert "\n" not in text
+    # What a real build listed is what the backend finds, down to the package's own refusal.
+    model = (bundle, ModelSpec.load(bundle), RuntimeOptions())
+    with pytest.raises(BackendError, match=f"{path} is refused .*CUDA driver version"):
+        load_plans(trt, CpuDevice(), record.key.platform, model)
