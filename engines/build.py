@@ -18,7 +18,7 @@ from typing import Literal
 from engines.compiler import Compiler
 from engines.disk import locked, remove_partials, set_aside, sync_folder, write_whole
 from engines.errors import BackendError, DamagedPlanError
-from engines.plans import ENGINES_FILE, EngineList, EngineRecord, is_whole
+from engines.plans import CACHE_SUFFIX, ENGINES_FILE, EngineList, EngineRecord, is_whole
 from engines.profiles import (
     DEFAULT_BATCHES,
     BatchRange,
@@ -28,7 +28,7 @@ from engines.profiles import (
     stage_graphs,
 )
 from engines.progress import Lines, Progress, run_cancellable
-from engines.spec import ModelSpec
+from engines.spec import ModelSpec, Precision
 from engines.timings import load_timings, save_timings
 
 _PLAN_NAME = re.compile(r".+-tensorrt(_rtx)?-SM\d+-b[\d-]+-[0-9a-f]{8}\.plan")
@@ -43,12 +43,14 @@ class Target:
         compute_capability: one of `engines.profiles.CAPABILITIES`, or None for this machine's GPU.
         batches: one plan per stage is made for each; a size alone is a plan of fixed shapes.
         refit: make plans that take other weights later, and use such plans where they are there.
+        precision: which graphs of the bundle; None takes its base.
     """
 
     package: str
     compute_capability: str | None
     batches: tuple[BatchRange, ...] = tuple(BatchRange.of(size) for size in DEFAULT_BATCHES)
     refit: bool = False
+    precision: Precision | None = None
 
 
 def build_engines(
@@ -57,14 +59,14 @@ def build_engines(
     """Make `out` hold a plan for every stage of `bundle` and batch; whole ones are kept.
 
     Raises:
-        BundleError: a graph is missing or damaged.
+        BundleError: a graph is missing or damaged, or the bundle has none in that precision.
         BackendError: the package is missing, refuses a graph, or fails to compile it.
         KeyboardInterrupt: it was cancelled; plans that were finished are kept.
     """
     bundle, out = Path(bundle), Path(out)
     progress = progress or Lines(lambda line: None)
     spec = ModelSpec.load(bundle)
-    graphs = stage_graphs(bundle, spec)
+    graphs = stage_graphs(bundle, spec, target.precision)
     spec.verify(bundle)
     compiler = Compiler(target.package, target.compute_capability)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ class _Build:
         listed = {record.file for record in self._listed.engines}
         for path in self._out.glob("*.plan"):
             if _PLAN_NAME.fullmatch(path.name) and path.name not in listed:
-                path.unlink()
+                self._remove(path)
                 self._progress.line(f"removed {path.name}, which is not listed")
         if self._compiler.keeps_timings:
             self._compiler.timings, ignored = load_timings(self._out, self._compiler.platform)
@@ -155,8 +157,14 @@ class _Build:
         self._listed.save(self._out)
         for other in replaced:
             if other.file != record.file:
-                (self._out / other.file).unlink(missing_ok=True)
+                self._remove(self._out / other.file)
         sync_folder(self._out)
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        """Remove a plan, and before it what a runtime keeps of it."""
+        path.with_suffix(CACHE_SUFFIX).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def _refit(self, name: str, graph: StageGraph, key: EngineKey) -> bytes | None:
         """A plan out of an older one with other weights; None where that cannot be."""

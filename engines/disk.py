@@ -31,6 +31,18 @@ def locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a writer is at work in `folder`; False where none ever was."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path`. After a crash or a power cut it holds the old content or the new.
 

@@ -19,8 +19,12 @@ from engines.errors import BackendError, DamagedPlanError, PlanError
 from engines.profiles import BatchRange, EngineKey
 from engines.spec import sha256_of
 
+# Where a bundle has its plans unless another folder is named, and their list.
+ENGINES_FOLDER = "engines"
 ENGINES_FILE = "engines.json"
-_REMEDY = "run `onestep-engines build`"
+# What a runtime keeps beside a plan, under its name with this ending; gone when the plan is.
+CACHE_SUFFIX = ".cache"
+REMEDY = "run `onestep-engines build`"
 
 
 class _Frozen(BaseModel):
@@ -85,7 +89,7 @@ class EngineList(_Frozen):
             field = ".".join(str(part) for part in first["loc"]) or "file"
             reason = first["msg"].removeprefix("Value error, ")
             raise DamagedPlanError(
-                f"{path} is damaged or of another version ({field}: {reason}): {_REMEDY}"
+                f"{path} is damaged or of another version ({field}: {reason}): {REMEDY}"
             ) from error
         except OSError as error:
             raise PlanError(f"cannot read {path}: {error.strerror}") from error
@@ -116,6 +120,16 @@ class EngineList(_Frozen):
         """The list without a record."""
         return EngineList(engines=tuple(other for other in self.engines if other != record))
 
+    def packages(self, folder: Path) -> tuple[str, ...]:
+        """The TensorRT packages that the plans of `folder` are of.
+
+        Raises:
+            PlanError: there are no plans.
+        """
+        if not self.engines:
+            raise _none_listed(folder)
+        return tuple(dict.fromkeys(record.key.platform.package for record in self.engines))
+
     def batches(self, key: EngineKey) -> tuple[BatchRange, ...]:
         """The batch ranges that plans are listed for, all else being as in `key`; ascending."""
         found = {record.key.batch for record in self.engines if not _difference(record.key, key)}
@@ -132,14 +146,14 @@ def load_plan(folder: Path, key: EngineKey) -> bytes:
         DamagedPlanError: the plan or the list is not what was written.
     """
     folder = Path(folder)
-    record = _choose(folder, key)
+    record = choose_plan(EngineList.load(folder), folder, key)
     path = folder / record.file
     if path.is_symlink() and path.resolve().parent != folder.resolve():
-        raise PlanError(f"{path} is a link to outside the folder of plans: delete it and {_REMEDY}")
+        raise PlanError(f"{path} is a link to outside the folder of plans: delete it and {REMEDY}")
     try:
         plan = path.read_bytes()
     except FileNotFoundError as error:
-        raise PlanError(f"{path} is listed and missing: {_REMEDY}") from error
+        raise PlanError(f"{path} is listed and missing: {REMEDY}") from error
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
     fault = _fault(record, len(plan), lambda: hashlib.sha256(plan).hexdigest())
@@ -173,10 +187,10 @@ def _quarantine(folder: Path, record: EngineRecord) -> str:
     try:
         with locked(folder, _refuse_to_wait):
             if path.is_file() and not is_whole(folder, record):
-                return f"set aside as {set_aside(path).name}, {_REMEDY}"
+                return f"set aside as {set_aside(path).name}, {REMEDY}"
     except (OSError, BackendError):  # read-only, or a build holds the lock and will see to it
         pass
-    return _REMEDY
+    return REMEDY
 
 
 def _refuse_to_wait() -> None:
@@ -214,27 +228,34 @@ def _difference(listed: EngineKey, wanted: EngineKey) -> _Difference | None:
     return None
 
 
-def _choose(folder: Path, key: EngineKey) -> EngineRecord:
-    """The record for `key`, or the reason why the ones that come closest do not fit."""
-    records = EngineList.load(folder).engines
-    if not records:
-        raise PlanError(f"{folder} lists no plans: {_REMEDY}")
-    of_stage = [record for record in records if record.key.stage == key.stage]
+def _none_listed(folder: Path) -> PlanError:
+    return PlanError(f"{folder} lists no plans: {REMEDY}")
+
+
+def choose_plan(listed: EngineList, folder: Path, key: EngineKey) -> EngineRecord:
+    """The record for `key` in the list of `folder`; refittable or not is the same.
+
+    Raises:
+        PlanError: none fits; says why those that come closest do not.
+    """
+    if not listed.engines:
+        raise _none_listed(folder)
+    of_stage = [record for record in listed.engines if record.key.stage == key.stage]
     if not of_stage:
-        raise PlanError(f"{folder} lists no plan of the {key.stage} stage: {_REMEDY}")
+        raise PlanError(f"{folder} lists no plan of the {key.stage} stage: {REMEDY}")
     differences = [_difference(record.key, key) for record in of_stage]
     closest = max((found for found in differences if found), default=None)
     alike = [record for record in of_stage if not _difference(record.key, key)]
     if not alike and closest:
         raise PlanError(
             f"{folder} holds {key.stage} plans for another {closest.what} "
-            f"({closest.listed}; wanted {closest.wanted}): {_REMEDY}"
+            f"({closest.listed}; wanted {closest.wanted}): {REMEDY}"
         )
     fitting = [record for record in alike if record.key.batch == key.batch]
     if not fitting:
         batches = ", ".join(sorted({str(record.key.batch) for record in alike}))
         raise PlanError(
             f"{folder} holds {key.stage} plans for batch {batches} and none for {key.batch}: "
-            f"{_REMEDY} with --batch {key.batch}"
+            f"{REMEDY} with --batch {key.batch}"
         )
     return min(fitting, key=lambda record: record.key.refit != key.refit)

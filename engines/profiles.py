@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.errors import BundleError
 from engines.graphs import graph_digests
-from engines.spec import STAGES, ModelSpec, StageName
+from engines.spec import STAGES, ModelSpec, Precision, StageName
 
 PACKAGES: tuple[str, ...] = ("tensorrt", "tensorrt_rtx")
 # What tensorrt_rtx compiles for on any machine; tensorrt compiles for the GPU that it finds.
@@ -119,20 +119,22 @@ class StageGraph:
     weights_sha256: str | None
 
 
-def stage_graphs(bundle: Path, spec: ModelSpec) -> list[StageGraph]:
-    """The graphs that `spec` lists, those that every model has first.
+def stage_graphs(
+    bundle: Path, spec: ModelSpec, precision: Precision | None = None
+) -> list[StageGraph]:
+    """The graphs that `spec` lists in a precision (None: its base), those of every model first.
 
     Raises:
-        BundleError: the folder is a model that was never exported.
+        BundleError: the folder is a model that was never exported, or not in that precision.
     """
     for stage in STAGES:
-        spec.graph_path(bundle, stage)
-    names = (*STAGES, *(stage for stage in spec.stages if stage not in STAGES))
+        spec.graph_path(bundle, stage, precision)
+    files = spec.stage_files(precision)
     graphs = []
-    for stage in names:
-        weights = getattr(spec.stages[stage], "weights", None)
+    for stage in (*STAGES, *(stage for stage in files if stage not in STAGES)):
+        weights = files[stage].weights
         digest = None if weights is None else weights.sha256
-        graphs.append(StageGraph(stage, spec.graph_path(bundle, stage), digest))
+        graphs.append(StageGraph(stage, spec.graph_path(bundle, stage, precision), digest))
     return graphs
 
 

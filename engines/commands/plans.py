@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from engines.commands.shared import add_bundle
 from engines.errors import BackendError
+from engines.plans import ENGINES_FOLDER
 from engines.profiles import CAPABILITIES, DEFAULT_BATCHES, PACKAGES
+from engines.spec import Precision
 
 
 def add_build(commands: Any) -> None:
@@ -34,6 +36,11 @@ def add_build(commands: Any) -> None:
         action="store_true",
         help="make plans that can take other weights, and use those that are there",
     )
+    build.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="which of the bundle's graphs to compile (default: its base)",
+    )
     build.set_defaults(run=_build)
 
 
@@ -47,8 +54,14 @@ def _build(options: argparse.Namespace) -> int:
         batches = tuple(dict.fromkeys(BatchRange.parse(text) for text in sizes))
     except ValueError as error:
         raise BackendError(f"--batch: {error}") from error
-    out = options.out or options.bundle / "engines"
-    target = Target(options.package, options.compute_capability, batches, options.refit)
+    out = options.out or options.bundle / ENGINES_FOLDER
+    target = Target(
+        package=options.package,
+        compute_capability=options.compute_capability,
+        batches=batches,
+        refit=options.refit,
+        precision=options.precision,
+    )
     progress = progress_on(sys.stderr)
     try:
         records = build_engines(options.bundle, out, target, progress=progress)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from engines.errors import BackendError, OutOfMemoryError
+from engines.plans import CACHE_SUFFIX, REMEDY
 from engines.runtime.base import Arrays
+from engines.runtime.caches import read_cache, write_cache
 from engines.runtime.devices import Device, translated
-from engines.runtime.plans import BUILD_AGAIN, read_cache, write_cache
 from engines.spec import StageName
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]
@@ -123,7 +124,7 @@ class OpenPlans:
         """Make a context of the plan at `path`; `read` gives its verified bytes, once.
 
         Raises:
-            BundleError: the plan is damaged.
+            PlanError: the plan is missing or damaged.
             BackendError: the package refuses it.
             OutOfMemoryError: it does not fit.
         """
@@ -179,7 +180,7 @@ class OpenPlans:
         )
         if hasattr(config, "create_runtime_cache"):  # TensorRT for RTX compiles on the GPU
             cache = config.create_runtime_cache()
-            cache_path = path.with_suffix(".cache")
+            cache_path = path.with_suffix(CACHE_SUFFIX)
             last = read_cache(cache_path) or b""
             if last and not cache.deserialize(last):
                 last = b""  # of another driver or GPU: it is compiled and written anew
@@ -197,7 +198,8 @@ class OpenPlans:
         reason = reasons[0].strip().partition("\n")[0]
         if any("out of memory" in text.lower() for text in reasons):
             return OutOfMemoryError(f"{path} {what}: {reason}")
-        return BackendError(f"{path} {what} ({reason}): {BUILD_AGAIN}")
+        # A build keeps a plan that is what it wrote, so the plan has to go first.
+        return BackendError(f"{path} {what} ({reason}): delete it and {REMEDY}")
 
 
 def _log_keeping_errors(trt: Any) -> Any:

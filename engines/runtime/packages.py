@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from engines.disk import write_whole
 from engines.errors import BackendError, BundleError
 from engines.runtime.base import stage_inputs
 from engines.spec import ModelSpec, Precision, StageName, sha256_of
@@ -78,10 +79,12 @@ class PackageList(_Frozen):
             raise BundleError(f"{path} is damaged: delete it and {COMPILE_AGAIN}") from error
 
     def save(self, folder: Path) -> None:
-        """Write the list whole or not at all."""
-        partial = folder / f"{LIST_FILE}.{os.getpid()}.partial"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / LIST_FILE)
+        """Write the list whole or not at all.
+
+        Raises:
+            BackendError: the disk is full or read-only.
+        """
+        write_whole(folder / LIST_FILE, (self.model_dump_json(indent=2) + "\n").encode())
 
 
 def package_key(

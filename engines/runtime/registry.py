@@ -6,15 +6,16 @@ that a service without torch can list and load the others.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import threading
 from pathlib import Path
 
+from engines.disk import is_locked
 from engines.errors import BackendError, EnginesError
+from engines.plans import ENGINES_FOLDER
 from engines.runtime.base import RuntimeOptions, Stages
-from engines.runtime.plans import ENGINES_FOLDER, list_state
+from engines.runtime.choice import list_state
 from engines.runtime.warming import WarmingStages
 from engines.spec import ModelSpec
 
@@ -55,8 +56,8 @@ def load_stages(
 ) -> Stages:
     """Load a model folder's stages with the named backend.
 
-    "A,B" is A where it can be loaded. Otherwise it is B, until plans that let A load were built
-    into the folder; the change comes between two batches.
+    "A,B" is A where it can be loaded and no build is running. Otherwise it is B, until plans that
+    let A load were built into the folder; the change comes between two batches.
 
     Raises:
         BackendError: a name is unknown, its packages are missing, or loading failed.
@@ -67,16 +68,26 @@ def load_stages(
     for name in (wanted, *fallback):
         if name not in _MODULES:
             raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    load = functools.partial(_load, wanted, folder, spec, options)
     if not fallback:
-        return load()
-    state = functools.partial(list_state, Path(folder) / ENGINES_FOLDER)
+        return _load(wanted, folder, spec, options)
+    plans = Path(folder) / ENGINES_FOLDER
+
+    num_builds_seen = 0
+
+    def load() -> Stages:
+        # A build lists one plan after another: those of the first batch size would be all.
+        nonlocal num_builds_seen
+        if is_locked(plans):
+            num_builds_seen += 1  # so that it is tried again though the list may stay the same
+            raise BackendError(f"{plans}: a build is running")
+        return _load(wanted, folder, spec, options)
+
     try:
         return load()
     except EnginesError as error:
         _log.warning("backend_not_ready", extra={"backend": wanted, "reason": str(error)})
     less = load_stages(",".join(fallback), folder, spec, options)
-    warming = WarmingStages(less, load, state)
+    warming = WarmingStages(less, load, lambda: (list_state(plans), num_builds_seen))
     warming.watch(_LOOK_INTERVAL_S, threading.Event())
     return warming.stages
 

@@ -1,8 +1,8 @@
 """A bundle's TensorRT plans on the GPU, by either package.
 
 Owns which package, GPU and plans come together. The whole sampling loop is recorded by the same
-runner that the torch_cuda backend uses. Which plans fit is in `engines.runtime.plans`, how one runs
-in `engines.runtime.execution`, how they are made in `engines.build`.
+runner that the torch_cuda backend uses. Which plans there are is in `engines.plans`, which of them
+serve in `engines.runtime.choice`, how one runs in `engines.runtime.execution`.
 """
 
 from __future__ import annotations
@@ -15,40 +15,38 @@ from typing import Any
 import torch
 
 from engines.errors import BackendError
+from engines.plans import ENGINES_FOLDER, EngineList, choose_plan, load_plan
+from engines.profiles import PACKAGES, Platform
 from engines.runtime.base import RuntimeOptions, Stages, stage_inputs, stage_outputs
+from engines.runtime.choice import batch_sizes, shared_ranges, stage_keys
 from engines.runtime.devices import CudaDevice, Device, open_device
 from engines.runtime.execution import OpenPlans, PlanContext, PlanStage
-from engines.runtime.graphs import RecordingRunner
-from engines.runtime.plans import (
-    ENGINES_FOLDER,
-    Machine,
-    batch_sizes,
-    listed_packages,
-    load_plan,
-    plan_stages,
-    usable_plans,
-)
+from engines.runtime.recording import RecordingRunner
 from engines.spec import ModelSpec, StageName
-
-PACKAGES = ("tensorrt", "tensorrt_rtx")
 
 
 def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stages:
     """Load the plans of `folder`/engines that were built for this very machine.
 
     Raises:
-        BackendError: no plans, no package, no GPU, or the plans are for another machine.
-        BundleError: the list or a plan is damaged.
+        PlanError: no plans, plans for something else, or the list or a plan is damaged.
+        BundleError: a graph that the plans are compared with is missing or damaged.
+        BackendError: no package or no GPU.
         OutOfMemoryError: the plans do not fit.
     """
-    trt = import_package(listed_packages(Path(folder) / ENGINES_FOLDER))
+    plans = Path(folder) / ENGINES_FOLDER
+    trt = import_package(EngineList.load(plans).packages(plans))
     device = open_device(options.device)
     if not isinstance(device, CudaDevice):
         raise BackendError(f"{trt.__name__} needs a GPU: leave the device out, or use onnx")
     major, minor = torch.cuda.get_device_capability(device.name)
-    machine = Machine(trt.__name__, trt.__version__, f"SM{major}{minor}")
+    platform = Platform(
+        package=trt.__name__,
+        package_version=trt.__version__,
+        compute_capability=f"SM{major}{minor}",
+    )
     with torch.cuda.device(device.name):
-        return load_plans(trt, device, machine, (Path(folder), spec, options))
+        return load_plans(trt, device, platform, (Path(folder), spec, options))
 
 
 def import_package(listed: tuple[str, ...]) -> Any:
@@ -72,28 +70,31 @@ def import_package(listed: tuple[str, ...]) -> Any:
 
 
 def load_plans(
-    trt: Any, device: Device, machine: Machine, model: tuple[Path, ModelSpec, RuntimeOptions]
+    trt: Any, device: Device, platform: Platform, model: tuple[Path, ModelSpec, RuntimeOptions]
 ) -> Stages:
     """Load every fitting plan with `trt`, and a context for each stage and batch size.
 
     Raises:
-        BackendError: no plan fits the machine, or the package refuses one.
-        BundleError: a plan is damaged.
+        PlanError: no plan fits, or one is missing or damaged.
+        BackendError: the package refuses one.
         OutOfMemoryError: the plans do not fit.
     """
     folder, spec, options = model
     plans = Path(folder) / ENGINES_FOLDER
-    usable = usable_plans(plans, spec, options.precision, machine)
-    sizes = batch_sizes(usable, options.batch_sizes)
+    keys = stage_keys(Path(folder), spec, platform, options.precision)
+    listed = EngineList.load(plans)
+    sizes = batch_sizes(shared_ranges(listed, plans, keys), options.batch_sizes)
     opened = OpenPlans(trt, device)
     contexts: dict[StageName, dict[int, PlanContext]] = {}
-    for stage in plan_stages(spec, options.precision):
+    for stage_key in keys:
+        stage = stage_key.stage
         names = stage_inputs(spec, stage), stage_outputs(spec, stage)
         contexts[stage] = {}
         for size, batch in sizes.items():
-            record = usable[batch][stage]
-            read = functools.partial(load_plan, plans, record)
-            contexts[stage][size] = opened.context(plans / record.file, read, names)
+            key = stage_key.model_copy(update={"batch": batch})
+            path = plans / choose_plan(listed, plans, key).file
+            read = functools.partial(load_plan, plans, key)
+            contexts[stage][size] = opened.context(path, read, names)
     opened.give_memory()
     runner = RecordingRunner(device, tuple(sizes), after_recording=opened.keep_caches)
     stages = {stage: PlanStage(stage, of_size) for stage, of_size in contexts.items()}

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from engines.errors import BackendError
 from engines.runtime.base import Arrays, RuntimeOptions, Stages
 from engines.runtime.devices import CudaDevice, Device, open_device, translated
-from engines.runtime.graphs import BATCH_SIZES, RecordingRunner
 from engines.runtime.modules import load_modules
 from engines.runtime.packages import (
     PACKAGES_FOLDER,
@@ -24,6 +23,7 @@ from engines.runtime.packages import (
     package_key,
     write_package,
 )
+from engines.runtime.recording import BATCH_SIZES, RecordingRunner
 from engines.spec import ALL_STAGES, STAGES, ModelSpec, Precision, StageName
 
 DTYPES: dict[Precision, torch.dtype] = {

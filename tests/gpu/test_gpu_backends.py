@@ -24,7 +24,7 @@ from engines.errors import OutOfMemoryError
 from engines.pipeline import Pipeline
 from engines.runtime.base import Compiler, RuntimeOptions
 from engines.runtime.devices import CudaDevice, open_device
-from engines.runtime.graphs import RecordingRunner
+from engines.runtime.recording import RecordingRunner
 from engines.runtime.torch_cuda import compile_packages, load_on
 from engines.spec import ModelSpec, Precision
 
@@ -122,9 +122,8 @@ def test_tensorrt_draws_the_reference_twice(
     except (ImportError, OSError):
         pytest.skip(f"{package} is not installed")
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    for size in (1, 2, 8):
-        target = Target(package, None, BatchRange(min=size, opt=size, max=size))
-        build_engines(folder, folder / "engines", target)
+    target = Target(package, None, tuple(map(BatchRange.of, (1, 2, 8))))
+    build_engines(folder, folder / "engines", target)
     for _ in range(2):
         tested = Pipeline.load(folder, backend="tensorrt")
         _require_near(tested, reference, MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE)

@@ -81,6 +81,6 @@ def test_a_picture_is_the_same_alone_and_in_a_full_batch(emoji: Pipeline, steps:
 
 def test_its_graphs_compile_with_tensorrt(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    target = Target("tensorrt_rtx", "SM89", BatchRange(min=1, opt=4, max=8))
+    target = Target("tensorrt_rtx", "SM89", (BatchRange(min=1, opt=4, max=8),))
     records = build_engines(folder, tmp_path / "plans", target)
-    assert [record.stage for record in records] == list(STAGES)
+    assert [record.key.stage for record in records] == list(STAGES)

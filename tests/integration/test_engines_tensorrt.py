@@ -16,19 +16,20 @@ import tensorrt_double
 import torch
 from graph_fixtures import write_graph_bundle
 
-from engines.errors import BackendError, BundleError, OutOfMemoryError
+from engines.errors import BackendError, DamagedPlanError, OutOfMemoryError, PlanError
 from engines.pipeline import Pipeline
-from engines.profiles import BatchRange, EngineKey, EngineList, EngineRecord
+from engines.plans import EngineList, EngineRecord
+from engines.profiles import BatchRange, EngineKey, Platform, engine_key, stage_graphs
 from engines.runtime.base import RuntimeOptions, Stages
+from engines.runtime.caches import read_cache, write_cache
 from engines.runtime.devices import CpuDevice
 from engines.runtime.execution import OpenPlans
-from engines.runtime.plans import Machine, read_cache, write_cache
 from engines.runtime.registry import load_stages
 from engines.runtime.tensorrt import import_package, load_plans
-from engines.spec import ModelSpec, StageName, sha256_of
+from engines.spec import ModelSpec, Precision, StageFile, StageName, sha256_of
 from engines.tokenizer import Tokenizer
 
-HERE = Machine("tensorrt_rtx", "1.7.1", "SM89")
+HERE = Platform(package="tensorrt_rtx", package_version="1.7.1", compute_capability="SM89")
 PROMPTS = ["a red circle", "b", "", "c c c", "a"]
 SEEDS = [7, 1, 2, 3, 4]
 
@@ -40,47 +41,41 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def _build(bundle: Path, *ranges: str, machine: Machine = HERE) -> list[EngineRecord]:
+def _build(
+    bundle: Path, *ranges: str, platform: Platform = HERE, precision: Precision | None = None
+) -> list[EngineRecord]:
     """Write and list the double's plans, one per stage and batch range."""
     spec = ModelSpec.load(bundle)
     folder = bundle / "engines"
     folder.mkdir(exist_ok=True)
-    records = list(EngineList.load(folder).engines)
+    listed = EngineList.load(folder)
     for batch in map(BatchRange.parse, ranges):
-        for stage, graph in spec.stages.items():
-            path = folder / f"{stage}-b{batch.min}-{batch.max}.plan"
+        for graph in stage_graphs(bundle, spec, precision):
+            path = folder / f"{graph.path.stem}-b{batch.min}-{batch.max}.plan"
             limits = f"{batch.min}:{batch.max}\n".encode()
-            path.write_bytes(limits + (bundle / graph.file).read_bytes())
-            records.append(_record(path, stage, batch, spec, machine))
-    EngineList(engines=tuple(records)).save(folder)
-    return records
+            path.write_bytes(limits + graph.path.read_bytes())
+            key = engine_key(graph, spec.sizes_px, platform, batch)
+            listed = listed.having(_record(path, key, graph.path.name))
+    listed.save(folder)
+    return list(listed.engines)
 
 
-def _record(
-    path: Path, stage: StageName, batch: BatchRange, spec: ModelSpec, machine: Machine
-) -> EngineRecord:
-    key = EngineKey(
-        graph_sha256=spec.stages[stage].sha256,
-        package=machine.package,
-        package_version=machine.package_version,
-        compute_capability=machine.compute_capability,
-        batch=batch,
-        sizes_px=spec.sizes_px,
-    )
+def _record(path: Path, key: EngineKey, graph_file: str) -> EngineRecord:
     return EngineRecord(
-        stage=stage,
         file=path.name,
+        graph_file=graph_file,
         sha256=sha256_of(path),
         size_bytes=path.stat().st_size,
         fingerprint=key.fingerprint,
         key=key,
+        made_by="compile",
         build_s=0.0,
     )
 
 
-def _load(bundle: Path, machine: Machine = HERE, **options: Any) -> Stages:
+def _load(bundle: Path, platform: Platform = HERE, **options: Any) -> Stages:
     model = (bundle, ModelSpec.load(bundle), RuntimeOptions(**options))
-    return load_plans(tensorrt_double, CpuDevice(), machine, model)
+    return load_plans(tensorrt_double, CpuDevice(), platform, model)
 
 
 def _pipeline(bundle: Path, **options: Any) -> Pipeline:
@@ -117,7 +112,7 @@ def test_the_narrowest_plan_is_preferred(bundle: Path) -> None:
     for path in (bundle / "engines").glob("*-b1-16.plan"):
         path.write_bytes(b"damaged")
     assert _load(bundle, batch_sizes=(4,)).batch_sizes == (4,)
-    with pytest.raises(BundleError, match=r"b1-16.plan is missing or damaged.*engines build"):
+    with pytest.raises(DamagedPlanError, match=r"b1-16.plan is damaged.*engines build"):
         _load(bundle, batch_sizes=(8,))
 
 
@@ -126,59 +121,89 @@ def test_a_plan_that_differs_from_its_list_is_never_read(bundle: Path) -> None:
     path = bundle / "engines" / record.file
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(BundleError, match=f"{path} is missing or damaged"):
+    with pytest.raises(DamagedPlanError, match=f"{path} is damaged .* set aside as {path.name}"):
         _load(bundle)
-    path.unlink()
-    with pytest.raises(BundleError, match=f"{path} is missing or damaged"):
+    with pytest.raises(PlanError, match=f"{path} is listed and missing"):
         _load(bundle)
 
 
 @pytest.mark.parametrize(
-    ("machine", "words"),
+    ("change", "words"),
     [
-        (Machine("tensorrt", "11.4", "SM89"), "is of tensorrt_rtx and tensorrt is installed"),
-        (Machine("tensorrt_rtx", "1.8", "SM89"), "1.7.1 and 1.8 is installed"),
-        (Machine("tensorrt_rtx", "1.7.1", "SM120"), "is for SM89 and the GPU here is SM120"),
+        ({"package": "tensorrt"}, "another package .tensorrt_rtx; wanted tensorrt"),
+        ({"package_version": "1.8"}, "another tensorrt_rtx version .1.7.1; wanted 1.8"),
+        ({"compute_capability": "SM120"}, "another compute capability .SM89; wanted SM120"),
     ],
     ids=["package", "version", "gpu"],
 )
 def test_plans_of_another_machine_are_refused_with_the_remedy(
-    bundle: Path, machine: Machine, words: str
+    bundle: Path, change: dict[str, str], words: str
 ) -> None:
     _build(bundle, "1", "4")
-    with pytest.raises(BackendError, match=rf"no plans in .*{words}.*onestep-engines build"):
-        _load(bundle, machine)
+    with pytest.raises(PlanError, match=rf"text plans for {words}.*onestep-engines build"):
+        _load(bundle, HERE.model_copy(update=change))
 
 
 def test_plans_of_an_older_export_are_refused(bundle: Path) -> None:
     _build(bundle, "1")
     write_graph_bundle(bundle, scale=2.0)
-    with pytest.raises(BackendError, match=r"decode-b1-1.plan is of another graph"):
+    with pytest.raises(PlanError, match="holds decode plans for another graph"):
         _load(bundle)
     spec = write_graph_bundle(bundle)
     spec.model_copy(update={"sizes_px": ((128, 64),)}).save(bundle)
-    with pytest.raises(BackendError, match="is for other sizes than the bundle's"):
+    with pytest.raises(PlanError, match="holds text plans for another set of sizes"):
         _load(bundle)
 
 
 def test_a_stage_without_a_plan_is_named(bundle: Path) -> None:
-    records = _build(bundle, "4")
-    EngineList(engines=tuple(records[:2])).save(bundle / "engines")
-    with pytest.raises(BackendError, match="batch 4 has no plan of decode: build again"):
+    records = _build(bundle, "4", "8")
+    by_name = {record.file: record for record in records}
+    del by_name["decode-b4-4.plan"]
+    EngineList(engines=tuple(by_name.values())).save(bundle / "engines")
+    assert _load(bundle).batch_sizes == (8,)  # what all stages have
+    del by_name["denoise-b8-8.plan"]
+    EngineList(engines=tuple(by_name.values())).save(bundle / "engines")
+    with pytest.raises(PlanError, match=r"decode plans for batch 8 and none for 4.*--batch 4"):
         _load(bundle)
+    del by_name["decode-b8-8.plan"]
+    EngineList(engines=tuple(by_name.values())).save(bundle / "engines")
+    with pytest.raises(PlanError, match="lists no plan of the decode stage"):
+        _load(bundle)
+
+
+def test_each_precision_has_plans_of_its_own(bundle: Path) -> None:
+    """The variant's decode graph is another; its other stages are the base's."""
+    other = bundle.parent / "other"
+    write_graph_bundle(other, scale=3.0)
+    path = bundle / "decode.float16.onnx"
+    path.write_bytes((other / "decode.onnx").read_bytes())
+    file = StageFile(file=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+    variants: dict[Precision, dict[StageName, StageFile]] = {"float16": {"decode": file}}
+    ModelSpec.load(bundle).model_copy(update={"variants": variants}).save(bundle)
+    _build(bundle, "1")
+    with pytest.raises(PlanError, match="holds decode plans for another graph"):
+        _load(bundle, precision="float16")
+    _build(bundle, "1", precision="float16")
+    latents_BChw = torch.randn(1, 8, 8, 8)
+    (base,) = _load(bundle).decode(latents_BChw)
+    (variant,) = _load(bundle, precision="float16").decode(latents_BChw)
+    _build(other, "1")
+    (expected,) = _load(other).decode(latents_BChw)
+    assert torch.equal(variant, expected)
+    assert not torch.equal(base, expected)
 
 
 def test_what_the_package_cannot_read_is_told_in_its_own_first_words(bundle: Path) -> None:
     records = _build(bundle, "1")
     path = bundle / "engines" / records[0].file
     path.write_bytes(b"1:1\nno graph")
-    spec = ModelSpec.load(bundle)
-    record = _record(path, records[0].stage, records[0].key.batch, spec, HERE)
+    record = _record(path, records[0].key, records[0].graph_file)
     EngineList(engines=(record, *records[1:])).save(bundle / "engines")
-    with pytest.raises(BackendError, match=r"is refused by .*cannot read the plan.*build") as error:
+    words = r"is refused by .*cannot read the plan.*: delete it and run"
+    with pytest.raises(BackendError, match=words) as caught:
         _load(bundle)
-    assert "\n" not in str(error.value)
-    assert "second complaint" not in str(error.value)
+    assert "\n" not in str(caught.value)
+    assert "second complaint" not in str(caught.value)
 
 
 def test_a_shape_that_a_plan_was_not_built_for_is_refused(bundle: Path) -> None:
@@ -295,7 +320,7 @@ def test_the_installed_package_is_found_and_a_missing_one_named(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_the_backend_says_so_in_one_line(bundle: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    _build(bundle, "1", machine=Machine("tensorrt_rtx", trt.__version__, "SM89"))
+    _build(bundle, "1", platform=HERE.model_copy(update={"package_version": trt.__version__}))
     with pytest.raises(BackendError, match=r"built without CUDA|no GPU 0 here") as caught:
         Pipeline.load(bundle, backend="tensorrt")
     assert "\n" not in str(caught.value)
@@ -304,16 +329,14 @@ def test_without_a_gpu_the_backend_says_so_in_one_line(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_the_real_runtime_refuses_in_words_that_reach_the_user(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_the_real_runtime_refuses_in_words_that_reach_the_user(bundle: Path) -> None:
     """The one part of the real package that runs without a GPU: it opens, and reads headers."""
     trt = pytest.importorskip("tensorrt_rtx")
     from engines.build import Target, build_engines
 
-    target = Target("tensorrt_rtx", "SM89", BatchRange(min=1, opt=1, max=1))
-    (record, *_) = build_engines(bundle, tmp_path / "plans", target)
-    path = tmp_path / "plans" / record.file
+    target = Target("tensorrt_rtx", "SM89", (BatchRange.of(1),))
+    (record, *_) = build_engines(bundle, bundle / "engines", target)
+    path = bundle / "engines" / record.file
     plan = path.read_bytes()
     opened = OpenPlans(trt, CpuDevice())
     for content, words in (
@@ -326,5 +349,9 @@ def test_the_real_runtime_refuses_in_words_that_reach_the_user(
         text = str(caught.value)
         assert words in text
         assert text.startswith(f"{path} ")
-        assert text.endswith("build again on this machine with `onestep-engines build`")
+        assert text.endswith("delete it and run `onestep-engines build`")
         assert "\n" not in text
+    # What a real build listed is what the backend finds, down to the package's own refusal.
+    model = (bundle, ModelSpec.load(bundle), RuntimeOptions())
+    with pytest.raises(BackendError, match=f"{path} is refused .*CUDA driver version"):
+        load_plans(trt, CpuDevice(), record.key.platform, model)

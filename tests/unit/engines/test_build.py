@@ -6,6 +6,7 @@ are bytes that say how they were made. The calls themselves are checked in test_
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from micro_bundle import write_micro_bundle
 
 import engines.build
 from engines.build import Target, build_engines
-from engines.errors import BackendError
-from engines.plans import EngineList, EngineRecord
+from engines.errors import BackendError, BundleError
+from engines.plans import CACHE_SUFFIX, EngineList, EngineRecord
 from engines.profiles import BatchRange, Platform
 from engines.progress import Lines
+from engines.spec import ModelSpec, Precision, StageFile, StageName, sha256_of
 from engines.timings import TIMINGS_FILE, load_timings
 
 PLATFORM = Platform(package="tensorrt", package_version="11.4", compute_capability="SM90")
@@ -114,6 +116,40 @@ def test_without_the_option_everything_is_compiled(
         _, (made, _) = _build(trained, plans, second)
         assert all(word.startswith("compile ") for word in made)
         assert len(made) == 3
+
+
+def test_what_a_runtime_kept_of_a_plan_goes_with_it(
+    bundle: Path, trained: Path, tmp_path: Path
+) -> None:
+    plans = tmp_path / "plans"
+    (text, denoise, _), _ = _build(bundle, plans)
+    caches = [(plans / record.file).with_suffix(CACHE_SUFFIX) for record in (text, denoise)]
+    for cache in caches:
+        cache.write_bytes(b"kernels")
+    _build(bundle, plans)
+    assert all(cache.exists() for cache in caches)
+    EngineList.load(plans).without(text).save(plans)
+    _build(trained, plans)  # one is not listed any more, the other is replaced
+    assert not any(cache.exists() for cache in caches)
+    assert load_timings(plans, PLATFORM)[0]  # of the same ending, and nobody's
+
+
+def test_the_graphs_of_the_wanted_precision_are_compiled(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / "denoise.float16.onnx"
+    other = write_micro_bundle(tmp_path / "other", seed=1)
+    path.write_bytes((other / "denoise.onnx").read_bytes())
+    file = StageFile(file=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+    variants: dict[Precision, dict[StageName, StageFile]] = {"float16": {"denoise": file}}
+    ModelSpec.load(bundle).model_copy(update={"variants": variants}).save(bundle)
+    plans = tmp_path / "plans"
+    base = Target("tensorrt", None, TARGET.batches)
+    _, (made, _) = _build(bundle, plans, base)
+    assert made == ("compile text 1", "compile denoise 1", "compile decode 1")
+    _, (made, _) = _build(bundle, plans, replace(base, precision="float16"))
+    assert made == ("compile denoise.float16 1",)  # the others are the base's
+    assert len(EngineList.load(plans).engines) == 4
+    with pytest.raises(BundleError, match="has no int8 graphs, only float32, float16: export"):
+        _build(bundle, plans, replace(base, precision="int8"))
 
 
 def test_a_damaged_plan_is_not_refitted(bundle: Path, trained: Path, tmp_path: Path) -> None:

@@ -93,6 +93,10 @@ def test_a_missing_framework_is_named_with_its_extra(
             ["build", "BUNDLE", "--package", "tensorrt", "--compute-capability", "SM89"],
             "--package tensorrt_rtx",
         ),
+        (
+            ["build", "BUNDLE", "--precision", "float16"],
+            "has no float16 graphs, only float32: export it with `--precision float16`",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plans_fixtures import KEY
 
-from engines.disk import locked, remove_partials, set_aside, write_whole
+from engines.disk import is_locked, locked, remove_partials, set_aside, write_whole
 from engines.errors import BackendError
 from engines.timings import TIMINGS_FILE, load_timings, save_timings
 
@@ -47,6 +47,13 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.plan"]
+
+
+def test_a_writer_at_work_is_seen_from_outside(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path / "nowhere")
+    with locked(tmp_path, lambda: None):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_leavings_are_removed_and_plans_are_not(tmp_path: Path) -> None:

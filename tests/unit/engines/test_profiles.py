@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from engines.errors import BundleError
 from engines.profiles import BatchRange, Platform, input_shapes, stage_graphs
-from engines.spec import StageFile
+from engines.spec import ListedFile, StageFile
 
 RANGE = BatchRange(min=1, opt=4, max=8)
 
@@ -118,3 +118,28 @@ def test_all_listed_graphs_are_found_and_a_model_without_them_is_refused(tmp_pat
     assert [graph.path.name for graph in graphs] == ["text.onnx", "denoise.onnx", "decode.onnx"]
     with pytest.raises(BundleError, match="holds no text graph"):
         stage_graphs(tmp_path, tiny_spec())
+
+
+def test_the_graphs_of_a_precision_are_its_own_and_the_bases_where_it_has_none(
+    tmp_path: Path,
+) -> None:
+    stages: Any = {
+        stage: StageFile(file=f"{stage}.onnx", sha256="0" * 64, size_bytes=1)
+        for stage in ("text", "denoise", "decode", "encode")
+    }
+    weights = ListedFile(file="half.onnx.data", sha256="7" * 64, size_bytes=1)
+    half = StageFile(file="half.onnx", sha256="0" * 64, size_bytes=1, weights=weights)
+    spec = tiny_spec(stages=stages, variants={"float16": {"denoise": half}})
+    found = [
+        (graph.stage, graph.path.name, graph.weights_sha256)
+        for graph in stage_graphs(tmp_path, spec, "float16")
+    ]
+    assert found == [
+        ("text", "text.onnx", None),
+        ("denoise", "half.onnx", "7" * 64),
+        ("decode", "decode.onnx", None),
+        ("encode", "encode.onnx", None),
+    ]
+    assert stage_graphs(tmp_path, spec, "float32") == stage_graphs(tmp_path, spec)
+    with pytest.raises(BundleError, match="has no int8 graphs, only float32, float16"):
+        stage_graphs(tmp_path, spec, "int8")

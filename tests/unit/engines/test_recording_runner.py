@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engines.errors import BackendError, OutOfMemoryError
 from engines.runtime.devices import CpuDevice, CudaDevice, Wait, open_device, translated
-from engines.runtime.graphs import RecordingRunner
+from engines.runtime.recording import RecordingRunner
 
 WAIT_S = 30
 

@@ -1,6 +1,6 @@
 """Every TensorRT name that the backend, and its double in the tests, use is the packages' own.
 
-tensorrt_11_4_runtime_api.json lists the public classes of tensorrt-cu13-bindings 11.4 and the
+tensorrt_11_4_api.json lists the public classes of tensorrt-cu13-bindings 11.4 and the
 members of those that run plans; TensorRT for RTX is asked itself.
 """
 
@@ -35,7 +35,7 @@ _CLASSES = {
 
 @pytest.fixture(scope="module")
 def api() -> dict[str, Any]:
-    path = Path(__file__).with_name("tensorrt_11_4_runtime_api.json")
+    path = Path(__file__).with_name("tensorrt_11_4_api.json")
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
@@ -44,9 +44,11 @@ def api() -> dict[str, Any]:
 def attributes(repo_root: Path) -> set[tuple[str, str]]:
     """(object, attribute) pairs in the sources; `self.x.y` is the pair (x, y)."""
     pairs = set()
-    for name in ("execution", "tensorrt"):
-        tree = ast.parse((repo_root / "engines" / "runtime" / f"{name}.py").read_text())
-        for node in ast.walk(tree):
+    for path in (repo_root / "engines" / "runtime").glob("*.py"):
+        text = path.read_text()
+        if "trt." not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Attribute):
                 owner = node.value
                 if isinstance(owner, ast.Name):

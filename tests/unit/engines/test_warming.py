@@ -14,6 +14,7 @@ import pytest
 from graph_fixtures import write_graph_bundle
 from numpy.typing import NDArray
 
+from engines.disk import locked
 from engines.errors import BackendError
 from engines.pipeline import Pipeline
 from engines.runtime import registry
@@ -236,6 +237,37 @@ def test_two_names_start_on_the_second_and_go_over_to_the_first(
     assert load_stages("tensorrt,onnx", first, spec, ONE_THREAD).run is not stages.run
     assert threading.active_count() == before
     shutil.rmtree(first / "engines")
+
+
+def test_plans_are_taken_up_when_their_build_has_ended(
+    bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list grows plan by plan; the first of them would load, and be all that is ever served."""
+    first, second = bundles
+    spec = ModelSpec.load(first)
+    loaded = threading.Event()
+    better = _load(second)
+
+    def load(backend: str, folder: Path, *arguments: Any) -> Stages:
+        if backend == "tensorrt":
+            loaded.set()
+        return better
+
+    made: list[WarmingStages] = []
+    monkeypatch.setattr(registry, "_load", load)
+    monkeypatch.setattr(WarmingStages, "watch", lambda self, *arguments: made.append(self))
+    (first / "engines").mkdir()
+    with locked(first / "engines", lambda: None):
+        load_stages("tensorrt,onnx", first, spec, ONE_THREAD)
+        assert not made[0].look()
+        assert not loaded.is_set()
+    assert made[0].look()  # though the list is as it was
+    assert loaded.is_set()
+    # One name alone takes what is there.
+    loaded.clear()
+    with locked(first / "engines", lambda: None):
+        load_stages("tensorrt", first, spec, ONE_THREAD)
+    assert loaded.is_set()
 
 
 def test_both_names_must_be_known(tmp_path: Path, bundles: tuple[Path, Path]) -> None:
