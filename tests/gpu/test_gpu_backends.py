@@ -19,8 +19,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines.check import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
 from engines.errors import OutOfMemoryError
+from engines.parity import TOLERANCES
 from engines.pipeline import Pipeline
 from engines.runtime.base import Compiler, RuntimeOptions
 from engines.runtime.devices import CudaDevice, open_device
@@ -36,6 +36,8 @@ pytestmark = [
 
 PROMPTS = ["a red circle", "b", "", "c c c", "a" * 50]
 SEEDS = [7, 1, 2, 3, 4]
+EXACT_MEAN = TOLERANCES["float32"].mean_difference
+EXACT_MOST = TOLERANCES["float32"].max_difference or 0
 # Half precision rounds the networks' inside; these bounds are of the tiny model, whose weights are
 # random and whose pictures hence have more contrast than any trained one's.
 HALF_MEAN_DIFFERENCE = 3.0
@@ -88,7 +90,7 @@ def test_torch_cuda_in_float32_draws_the_reference(
     if compiler == "package":
         compile_packages(torch_folder, options)
     tested = Pipeline.load(torch_folder, backend="torch_cuda", options=options)
-    _require_near(tested, reference, MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE)
+    _require_near(tested, reference, EXACT_MEAN, EXACT_MOST)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -106,7 +108,7 @@ def test_onnx_cuda_draws_the_reference(bundle: Path, reference: Pipeline) -> Non
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is not installed")
     tested = Pipeline.load(bundle, backend="onnx_cuda")
-    _require_near(tested, reference, MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE)
+    _require_near(tested, reference, EXACT_MEAN, EXACT_MOST)
 
 
 @pytest.mark.parametrize("package", ["tensorrt", "tensorrt_rtx"])
@@ -126,7 +128,7 @@ def test_tensorrt_draws_the_reference_twice(
     build_engines(folder, folder / "engines", target)
     for _ in range(2):
         tested = Pipeline.load(folder, backend="tensorrt")
-        _require_near(tested, reference, MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE)
+        _require_near(tested, reference, EXACT_MEAN, EXACT_MOST)
     assert bool(list((folder / "engines").glob("*.cache"))) == (package == "tensorrt_rtx")
 
 
@@ -231,7 +233,7 @@ def test_a_batch_beyond_the_gpu_is_halved_until_it_fits(
     assert len(drawn) == num
     expected = reference.generate(["a red circle"] * 2, [0, num - 1], width=64, height=64, steps=1)
     mean, most = _differences(drawn[[0, -1]], expected.images_BHWC)
-    assert mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
+    assert mean <= EXACT_MEAN and most <= EXACT_MOST
 
 
 def test_memory_that_runs_out_while_recording_leaves_the_gpu_usable(little_memory: None) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from engines.__main__ import main
-from engines.build import parse_graph
+from engines.compiler import parse_graph
 from engines.errors import ExportError
 from engines.pipeline import Pipeline
 from engines.qdq import candidates
