@@ -23,7 +23,7 @@ from engines.embeds import TextEmbeds
 from engines.errors import BadPictureError, OutOfMemoryError
 from engines.noise import unit_noise
 from engines.runtime.base import RuntimeOptions, Stages, run_directly
-from engines.runtime.registry import exact_backend, is_installed, load_stages
+from engines.runtime.registry import backend_names, exact_backend, is_installed, load_stages
 from engines.sampling import Plan, SamplingLoop, plan_steps
 from engines.schedule import Schedule
 from engines.spec import Configuration, ModelSpec, Precision
@@ -108,7 +108,7 @@ class Pipeline:
         spec.verify(bundle)
         options = options or RuntimeOptions()
         chosen = _choose(spec, backend, precision or options.precision)
-        for name in chosen.backend.split(","):
+        for name in backend_names(chosen.backend):
             one = chosen.model_copy(update={"backend": name})
             require_passed(bundle, spec, one, allow_failed=allow_failed_check)
         options = replace(

@@ -51,6 +51,19 @@ def is_installed(backend: str) -> bool:
     return True
 
 
+def backend_names(backend: str) -> tuple[str, ...]:
+    """The known names in a choice of one backend, or of several with commas between.
+
+    Raises:
+        BackendError: a name is unknown.
+    """
+    names = tuple(backend.split(","))
+    for name in names:
+        if name not in _MODULES:
+            raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return names
+
+
 def load_stages(
     backend: str, folder: Path, spec: ModelSpec, options: RuntimeOptions | None = None
 ) -> Stages:
@@ -64,10 +77,7 @@ def load_stages(
         BundleError: a file of the folder is missing or damaged.
     """
     options = options or RuntimeOptions()
-    wanted, *fallback = backend.split(",")
-    for name in (wanted, *fallback):
-        if name not in _MODULES:
-            raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    wanted, *fallback = backend_names(backend)
     if not fallback:
         return _load(wanted, folder, spec, options)
     plans = Path(folder) / ENGINES_FOLDER

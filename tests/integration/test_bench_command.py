@@ -33,8 +33,7 @@ def test_the_command_writes_numbers_and_a_plot(
     for entry in result["configurations"]:
         for row in entry["batches"]:
             assert row["roofline_share"] > 0
-            assert set(row["stages"]) == {"tokens", "text", "denoise", "decode"}
-            assert row["stages"]["tokens"]["gflop"] is None
+            assert set(row["stages"]) == {"text", "denoise", "decode"}
             parts = [row["stages"][stage]["gflop"] for stage in ("text", "denoise", "decode")]
             assert row["gflop"] == pytest.approx(sum(parts), abs=1e-3)
     assert [(row["name"], row["batch_size"]) for row in result["ratios"]] == [
