@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
-from service_process import service_environment
+from service_process import running_service, service_environment
 
 from engines.errors import BundleError
-from engines.spec import STAGES
+from engines.spec import STAGES, ModelSpec
+from engines.verdicts import Verdict, Verdicts, fingerprint, package_versions
 from service.__main__ import load_limits
 
 
@@ -73,6 +75,27 @@ def test_no_damage_goes_unnoticed(own_bundle: Path, name: str, damage: str) -> N
     with pytest.raises(BundleError, match=re.escape(str(path))) as caught:
         load_limits(own_bundle)
     assert "export" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bundle_that_failed_its_check_is_served_only_where_that_is_allowed(
+    own_bundle: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec.load(own_bundle)
+    verdict = Verdict(
+        backend="onnx",
+        precision="float32",
+        fingerprint=fingerprint(spec, "float32"),
+        reference="torch float32",
+        packages=package_versions("onnx"),
+        stages={},
+        pictures=(),
+        failures=("steps 1: mean 9.000, allowed 1",),
+    )
+    Verdicts(verdicts=(verdict,)).save(own_bundle)
+    line = _fails_to_start("--model", str(own_bundle))
+    assert f"{own_bundle}: onnx float32 failed its check (steps 1: mean 9.000" in line
+    with running_service(own_bundle, tmp_path, allow_failed_check=True) as service:
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
 def test_a_taken_port_is_named(bundle: Path) -> None:
