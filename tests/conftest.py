@@ -1,4 +1,4 @@
-"""What every test folder shares: the checkout's root, and the rule on skipped tests.
+"""What every test folder shares: Ctrl-C as a terminal has it, and the rule on skipped tests.
 
 A test may be skipped on a person's machine, where a browser or a package is missing. When CI is
 set, everything is meant to be there, so a skip is a failure; otherwise a check could vanish
@@ -8,10 +8,16 @@ unnoticed. Tests marked `gpu` are the exception.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+# A shell starts its background jobs with Ctrl-C ignored, and processes inherit that: tests that
+# interrupt something would then be ignored, here and in what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _IS_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 
