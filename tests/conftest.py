@@ -1,4 +1,4 @@
-"""What every test folder shares: Ctrl-C as a terminal has it, and the rule on skipped tests.
+"""What test folders share: Ctrl-C as a terminal has it, the rule on skips, one tiny model.
 
 A test may be skipped on a person's machine, where a browser or a package is missing. When CI is
 set, everything is meant to be there, so a skip is a failure; otherwise a check could vanish
@@ -49,3 +49,23 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def repo_root() -> Path:
     """The checkout that the tests belong to."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights in the layout that export reads."""
+    from engines_fixtures import write_tiny_torch_folder
+
+    folder = tmp_path_factory.mktemp("model") / "torch"
+    write_tiny_torch_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(torch_folder: Path) -> Path:
+    """The bundle of the tiny model. Shared: a test that alters it works on a copy."""
+    from engines.export import export_bundle
+
+    folder = torch_folder.parent / "bundle"
+    export_bundle(torch_folder, folder)
+    return folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distill.config import (
     AutoencoderConfig,
     DataConfig,
@@ -125,10 +127,10 @@ def emoji_many() -> RunConfig:
     Sixteen pixels per latent cell: at eight, a step of the same UNet takes four times as long
     (docs/experiments.md). No run of it has been finished yet.
     """
-    return RunConfig(
-        name="emoji",
+    base = emoji_cpu()
+    return replace(
+        base,
         description="151 emoji in five styles, 128 px, drawn in one step",
-        license="Apache-2.0",
         data=DataConfig(
             path="emoji_train.parquet",
             styles=FIVE_STYLES,
@@ -143,8 +145,6 @@ def emoji_many() -> RunConfig:
             decoder_layers=(0, 1, 1, 1, 1),
             optimizer=OptimizerConfig(lr=2e-3, iterations=3000),
         ),
-        text=TextConfig(max_tokens=24),
-        unet=UnetConfig(block_out_channels=(64, 160, 224), time_scale_shift="scale_shift"),
         teacher=TeacherConfig(
             timestep_shift=2.5,
             optimizer=OptimizerConfig(
@@ -155,19 +155,9 @@ def emoji_many() -> RunConfig:
                 iterations=13000,
             ),
         ),
-        student=StudentConfig(
-            timestep_weights=(5.0, 1.0, 1.0, 1.0),
-            distill_space="latent",
-            adversarial_share=0.5,
-            lambda_reconstruct=1.0,
-            discriminator=DiscriminatorConfig(
-                features="teacher",
-                image_model=None,
-                condition="text",
-                noise_timesteps=(0, 120),
-                lr=5e-4,
-            ),
-            optimizer=OptimizerConfig(lr=3e-4, beta1=0.5, warmup_iterations=100, iterations=2300),
+        student=replace(
+            base.student,
+            discriminator=replace(base.student.discriminator, noise_timesteps=(0, 120)),
         ),
         num_threads=2,
     )

@@ -24,6 +24,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 GIB = 2**30
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/measurements/export-true-sizes.json")
     )
-    parser.add_argument("--work", type=Path, default=Path("/tmp/export-true-sizes"))
+    parser.add_argument("--work", type=Path, default=Path(gettempdir()) / "export-true-sizes")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

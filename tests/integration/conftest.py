@@ -27,26 +27,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights in the layout that export reads."""
-    from engines_fixtures import write_tiny_torch_folder
-
-    folder = tmp_path_factory.mktemp("model") / "torch"
-    write_tiny_torch_folder(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bundle(torch_folder: Path) -> Path:
-    """The bundle of the tiny model. Shared: a test that alters it works on a copy."""
-    from engines.export import export_bundle
-
-    folder = torch_folder.parent / "bundle"
-    export_bundle(torch_folder, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def many_sizes_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that draws two sizes, exported over an older one."""
     from engines_fixtures import tiny_spec, write_tiny_torch_folder
