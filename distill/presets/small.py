@@ -49,7 +49,7 @@ def shapes_tiny() -> RunConfig:
 
 
 def emoji_cpu() -> RunConfig:
-    """The bundled model: emoji at 128 px, an hour and a half on one CPU core with bf16 units."""
+    """Emoji in two styles at 128 px, an hour and a half on one CPU core with bf16 units."""
     return RunConfig(
         name="emoji",
         description="151 emoji in two styles, 128 px, drawn in one step",
