@@ -78,6 +78,7 @@ def load_limits(bundle: Path) -> ModelLimits:
         count_tokens=tokenizer.num_tokens,
         examples=spec.examples,
         styles=spec.styles,
+        created=int((bundle / "model.json").stat().st_mtime),
     )
 
 

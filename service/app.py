@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
     BodyTooLarge,
+    DeadlineExceeded,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -28,11 +29,14 @@ from service.errors import (
     retry_headers,
     status_of,
 )
-from service.routes import generate, health, models, playground
+from service.openai_wire import error_document
+from service.routes import generate, health, images, models, playground
 from service.routes.context import AppContext
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Clients of this API read errors in its own envelope.
+_OPENAI_PATHS = "/v1/images/"
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
 
 
@@ -40,7 +44,7 @@ def create_app(context: AppContext) -> FastAPI:
     """Compose the application around one process's parts."""
     app = FastAPI(title="onestep", description="Pictures from text in one step.", redoc_url=None)
     app.state.context = context
-    for module in (generate, models, health, playground):
+    for module in (generate, images, models, health, playground):
         app.include_router(module.router)
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -56,14 +60,19 @@ def problem_response(error: ProblemError, scope: Scope) -> Response:
     row = status_of(error)
     state["reason"] = row.code
     headers = retry_headers(error)
+    if isinstance(error, DeadlineExceeded):
+        # The client has waited its time; the `openai` one would ask twice more of a busy service.
+        headers["x-should-retry"] = "false"
     if isinstance(error, BodyTooLarge):
         # The rest of the body stays unread, so the connection cannot be used again.
         headers["connection"] = "close"
+    if scope["path"].startswith(_OPENAI_PATHS):
+        document, media_type = error_document(error), "application/json"
+    else:
+        document = problem_document(error, state["request_id"])
+        media_type = "application/problem+json"
     return Response(
-        orjson.dumps(problem_document(error, state["request_id"])),
-        status_code=row.status,
-        media_type="application/problem+json",
-        headers=headers,
+        orjson.dumps(document), status_code=row.status, media_type=media_type, headers=headers
     )
 
 

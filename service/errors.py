@@ -7,6 +7,7 @@
         ├── NotFound           404
         ├── MethodNotAllowed   405
         ├── BodyTooLarge       413
+        ├── PictureTooLarge    413, to be kept under an address
         ├── QueueFull          429, with Retry-After
         ├── ClientClosed       499, the client left before its picture was done
         ├── InternalError      500, a defect of the service
@@ -77,6 +78,10 @@ class BodyTooLarge(ProblemError):
     """The body holds more bytes than the settings allow."""
 
 
+class PictureTooLarge(ProblemError):
+    """A picture takes more memory than all kept pictures may."""
+
+
 class QueueFull(ProblemError):
     """The queue is as deep as it may become."""
 
@@ -119,6 +124,7 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
+    PictureTooLarge: Status(413, "picture_too_large", "Picture too large"),
     QueueFull: Status(429, "queue_full", "Queue full"),
     ClientClosed: Status(499, "client_closed", "Client closed the request"),
     InternalError: Status(500, "internal_error", "Internal error"),

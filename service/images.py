@@ -32,12 +32,18 @@ _PNG_RGB8 = (8, 2, 0, 0, 0)
 _PNG_FILTER_SUB = 1
 
 
-def encode_image(pixels_HWC: NDArray[np.uint8], format: ImageFormat) -> bytes:
-    """Encode one RGB picture (H height, W width, C=3 channels; uint8)."""
+def encode_image(
+    pixels_HWC: NDArray[np.uint8], format: ImageFormat, quality: int | None = None
+) -> bytes:
+    """Encode one RGB picture (H height, W width, C=3 channels; uint8).
+
+    `quality`, 0 to 100, is of JPEG and WebP, where the settings' own stands in for None.
+    """
     if format == "png":
         return _encode_png(pixels_HWC)
+    options = _SAVE_OPTIONS[format] | ({} if quality is None else {"quality": quality})
     buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, format=format, **_SAVE_OPTIONS[format])
+    Image.fromarray(pixels_HWC).save(buffer, format=format, **options)
     return buffer.getvalue()
 
 

@@ -27,6 +27,7 @@ class BatchKey:
 class Job:
     """One picture to draw.
 
+    `quality` is 0 to 100, of lossy formats; None is the service's own choice.
     `created_s` and `deadline_s` are readings of the broker's clock (`Broker.now_s`).
     """
 
@@ -37,6 +38,7 @@ class Job:
     format: ImageFormat
     created_s: float
     deadline_s: float
+    quality: int | None = None
 
 
 class FailureReason(StrEnum):

@@ -8,7 +8,7 @@ error text.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ class ModelLimits:
         sizes_px: (width, height) pairs; the first is the default.
         max_tokens: tokens a prompt may need, begin and end included.
         count_tokens: tokens that a prompt needs, on the same count.
+        created: when the bundle was written, in seconds since 1970; 0 where that is not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelLimits:
     count_tokens: Callable[[str], int]
     examples: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
+    created: int = 0
 
 
 class GenerateRequest(BaseModel):
@@ -61,6 +63,9 @@ class GenerateRequest(BaseModel):
         default=1, ge=1, le=MAX_NUM_IMAGES, description="Picture i has seed + i."
     )
     format: ImageFormat = "png"
+    quality: int | None = Field(
+        default=None, ge=0, le=100, description="Of jpeg and webp; png is always exact."
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Generation:
     seeds: tuple[int, ...]
     format: ImageFormat
     is_format_given: bool
+    quality: int | None = None
 
 
 def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
@@ -83,9 +89,8 @@ def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
     try:
         request = GenerateRequest.model_validate_json(body)
     except ValidationError as error:
-        # Inputs stay out: an error that carried them could carry a prompt into a log.
-        raise _refusal(error.errors(include_input=False, include_url=False)[0], limits) from None
-    return _resolve(request, limits)
+        raise first_refusal(error, GenerateRequest, _allowed(limits)) from None
+    return resolve(request, limits)
 
 
 def _allowed(limits: ModelLimits) -> dict[str, object]:
@@ -104,11 +109,22 @@ def _allowed(limits: ModelLimits) -> dict[str, object]:
         "steps": {"min": 1, "max": limits.max_steps},
         "num_images": {"min": 1, "max": MAX_NUM_IMAGES},
         "format": list(get_args(ImageFormat)),
+        "quality": {"min": 0, "max": 100},
     }
 
 
-def _refusal(error: Any, limits: ModelLimits) -> InvalidRequest:
-    """Translate one of pydantic's findings."""
+def first_refusal(
+    found: ValidationError, request: type[BaseModel], allowed: Mapping[str, object]
+) -> InvalidRequest:
+    """Translate the first of pydantic's findings on a request.
+
+    Args:
+        found: what validation raised.
+        request: the wire model that was wanted.
+        allowed: field -> what it may be; fields without an entry say it in pydantic's words.
+    """
+    # Inputs stay out: an error that carried them could carry a prompt into a log.
+    error: Any = found.errors(include_input=False, include_url=False)[0]
     if error["type"] == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {error['ctx']['error']}")
     if not error["loc"]:
@@ -118,15 +134,20 @@ def _refusal(error: Any, limits: ModelLimits) -> InvalidRequest:
         return InvalidRequest(
             f"{field} is no field of this request",
             field=field,
-            allowed=list(GenerateRequest.model_fields),
+            allowed=list(request.model_fields),
         )
-    allowed = _allowed(limits)[field]
     if error["type"] == "missing":
-        return InvalidRequest(f"{field} is required", field=field, allowed=allowed)
-    return InvalidRequest(f"{field}: {error['msg']}", field=field, allowed=allowed)
+        return InvalidRequest(f"{field} is required", field=field, allowed=allowed.get(field))
+    return InvalidRequest(f"{field}: {error['msg']}", field=field, allowed=allowed.get(field))
 
 
-def _resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
+def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
+    """Check a well-formed request against the served model and close its open choices.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
+
     def refuse(field: str, detail: str) -> InvalidRequest:
         return InvalidRequest(detail, field=field, allowed=_allowed(limits)[field])
 
@@ -156,6 +177,7 @@ def _resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
         format=request.format,
         is_format_given="format" in request.model_fields_set,
+        quality=request.quality,
     )
 
 

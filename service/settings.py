@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
     max_body_bytes: int = Field(default=65536, ge=1024)
+    public_url: str | None = Field(
+        default=None, description="what addresses of pictures begin with; unset: as requested"
+    )
+    image_ttl_s: float = Field(default=3600.0, gt=0, description="how long an address holds")
+    max_kept_bytes: int = Field(default=2**28, ge=0, description="of pictures with an address")
     num_encode_threads: int = Field(default=2, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -163,7 +163,7 @@ class Worker:
         started_s = time.perf_counter()
         try:
             image_bytes = await loop.run_in_executor(
-                self._encode_pool, encode_image, pixels_HWC, job.format
+                self._encode_pool, encode_image, pixels_HWC, job.format, job.quality
             )
         except Exception as error:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)

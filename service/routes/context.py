@@ -5,11 +5,12 @@ Owns the process's phase as the outside sees it. Knows no web framework.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
+from service.kept import KeptPictures
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -63,3 +64,9 @@ class AppContext:
     broker: Broker
     telemetry: Telemetry
     readiness: Readiness
+    kept: KeptPictures = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make room for pictures, as the settings allow."""
+        kept = KeptPictures(self.settings.max_kept_bytes, self.settings.image_ttl_s)
+        object.__setattr__(self, "kept", kept)

@@ -6,7 +6,6 @@ client's departure. Knows the broker's protocol, never an engine.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from collections.abc import Sequence
@@ -14,12 +13,10 @@ from typing import Any, cast
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from starlette.types import Receive
 
 from service.errors import (
     STATUS_TABLE,
     BodyTooLarge,
-    ClientClosed,
     DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
@@ -29,25 +26,14 @@ from service.errors import (
     status_of,
 )
 from service.images import MEDIA_TYPES
-from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
+from service.jobs import ImageFormat, JobDone
 from service.routes.context import AppContext
+from service.routes.drawing import make_jobs, timing_headers, wait_for
 from service.schemas import GenerateRequest, Generation, parse_generation
 from service.telemetry import new_id
 
 router = APIRouter(tags=["generate"])
 
-FAILURES: dict[FailureReason, type[ProblemError]] = {
-    FailureReason.ENGINE: GenerationFailed,
-    FailureReason.ENCODER: GenerationFailed,
-    FailureReason.EXPIRED: DeadlineExceeded,
-    FailureReason.CANCELLED: ClientClosed,
-}
-_FAILURE_DETAILS: dict[FailureReason, str] = {
-    FailureReason.ENGINE: "the engine failed on this picture; the log has the cause",
-    FailureReason.ENCODER: "the picture could not be encoded; the log has the cause",
-    FailureReason.EXPIRED: "no picture before the deadline",
-    FailureReason.CANCELLED: "the client closed the request",
-}
 _OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -84,14 +70,14 @@ async def generate(request: Request) -> Response:
         context.readiness.check()
         generation = parse_generation(await request.body(), context.limits)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
-        jobs = _make_jobs(generation, image_format or generation.format, context)
+        jobs = make_jobs(generation, image_format or generation.format, context)
         futures = await context.broker.put(jobs)
     except ProblemError as error:
         context.telemetry.rejected.labels(status_of(error).code).inc()
         raise
-    outcomes = await _outcomes(request.receive, jobs, futures, context)
+    outcomes = await wait_for(request.receive, jobs, futures, context)
     total_ms = (time.perf_counter() - started_s) * 1000
-    headers = _headers(outcomes, total_ms)
+    headers = timing_headers(outcomes, total_ms)
     if image_format is not None:
         return Response(
             outcomes[0].image_bytes, media_type=MEDIA_TYPES[image_format], headers=headers
@@ -138,79 +124,6 @@ def preferred_media_types(accept: str) -> list[str]:
             ranges.append((quality, media_type))
     # The sort is stable: of equals, the one named first stays first.
     return [media_type for _, media_type in sorted(ranges, key=lambda item: -item[0])]
-
-
-def _make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
-    now_s = context.broker.now_s()
-    return [
-        Job(
-            id=new_id(),
-            key=generation.key,
-            prompt=generation.prompt,
-            seed=seed,
-            format=image_format,
-            created_s=now_s,
-            deadline_s=now_s + context.settings.deadline_s,
-        )
-        for seed in generation.seeds
-    ]
-
-
-async def _outcomes(
-    receive: Receive,
-    jobs: Sequence[Job],
-    futures: Sequence[asyncio.Future[JobOutcome]],
-    context: AppContext,
-) -> list[JobDone]:
-    """Wait for every picture, the deadline or the client's departure, whichever is first."""
-    everything = asyncio.gather(*futures)
-    departure = asyncio.create_task(_departure(receive))
-    either: set[asyncio.Future[Any]] = {everything, departure}
-    try:
-        await asyncio.wait(
-            either,
-            timeout=jobs[0].deadline_s - context.broker.now_s(),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if not everything.done():
-            reason = FailureReason.CANCELLED if departure.done() else FailureReason.EXPIRED
-            raise FAILURES[reason](_FAILURE_DETAILS[reason])
-        outcomes: list[JobDone] = []
-        for outcome in everything.result():
-            if isinstance(outcome, JobFailed):
-                raise FAILURES[outcome.reason](_FAILURE_DETAILS[outcome.reason])
-            outcomes.append(outcome)
-        return outcomes
-    finally:
-        departure.cancel()
-        # Also on the way out of a torn-down handler: what nobody waits for must not run.
-        if not everything.done():
-            num_queued = await context.broker.cancel([job.id for job in jobs])
-            context.telemetry.cancelled.labels("queued").inc(num_queued)
-            everything.cancel()
-
-
-async def _departure(receive: Receive) -> None:
-    """Return when the client has gone; its body has been read whole before."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _headers(outcomes: Sequence[JobDone], total_ms: float) -> dict[str, str]:
-    slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
-    durations = {
-        "queue": slowest.queue_ms,
-        **slowest.stage_ms,
-        "encode": slowest.encode_ms,
-        "total": total_ms,
-    }
-    return {
-        "x-onestep-seed": str(outcomes[0].seed),
-        "x-onestep-queue-ms": f"{slowest.queue_ms:.1f}",
-        "x-onestep-run-ms": f"{slowest.run_ms:.1f}",
-        "x-onestep-batch-size": str(slowest.batch_size),
-        "server-timing": ", ".join(f"{name};dur={ms:.1f}" for name, ms in durations.items()),
-    }
 
 
 def _json_body(

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request
 
+from service.errors import NotFound
 from service.routes.context import AppContext
 
 router = APIRouter(tags=["models"])
@@ -14,10 +15,25 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """List the served model with its sizes, steps, prompt limits and examples."""
+    return {"object": "list", "data": [_describe(request)]}
+
+
+@router.get("/v1/models/{name}")
+async def read_model(name: str, request: Request) -> dict[str, Any]:
+    """The served model under its own name."""
+    model = _describe(request)
+    if name != model["id"]:
+        raise NotFound("no such model", field="model", allowed=[model["id"]])
+    return model
+
+
+def _describe(request: Request) -> dict[str, Any]:
     limits = cast(AppContext, request.app.state.context).limits
-    model = {
+    return {
         "id": limits.name,
         "object": "model",
+        "created": limits.created,
+        "owned_by": "onestep",
         "description": limits.description,
         "license": limits.license,
         "sizes": [list(size) for size in limits.sizes_px],
@@ -27,4 +43,3 @@ async def list_models(request: Request) -> dict[str, Any]:
         "examples": list(limits.examples),
         "styles": list(limits.styles),
     }
-    return {"object": "list", "data": [model]}

@@ -14,7 +14,7 @@ from service.errors import (
     status_of,
 )
 from service.jobs import FailureReason
-from service.routes.generate import FAILURES
+from service.routes.drawing import FAILURES
 
 
 def _subclasses(kind: type[ProblemError]) -> set[type[ProblemError]]:

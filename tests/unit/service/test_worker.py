@@ -126,7 +126,7 @@ async def test_an_engine_that_always_fails_fails_every_job_and_nothing_hangs() -
 async def test_a_picture_that_cannot_be_encoded_fails_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail_on_webp(pixels_HWC: Any, format: str) -> bytes:
+    def fail_on_webp(pixels_HWC: Any, format: str, quality: int | None) -> bytes:
         if format == "webp":
             raise OSError("encoder")
         return b"picture"

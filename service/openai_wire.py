@@ -1,0 +1,239 @@
+"""The wire form of OpenAI's images API: requests, answers, events, errors.
+
+Owns which of its fields mean something for a one-step model, which are accepted without effect and
+which are refused with the reason. What remains is one of `service.schemas`' requests, checked there
+against the served model. A prompt never appears in an error text.
+
+Source: OpenAI API reference, images; `seed`, `num_inference_steps`, `guidance_scale` and
+`negative_prompt` are the extra names that SGLang and vLLM-Omni share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidRequest, ProblemError, status_of
+from service.jobs import ImageFormat
+from service.schemas import (
+    MAX_SEED,
+    GenerateRequest,
+    Generation,
+    ModelLimits,
+    first_refusal,
+    resolve,
+)
+
+MAX_N = 10
+# An ordinary request: what it asks for is named otherwise there.
+_NAMES = {
+    "width": "size",
+    "height": "size",
+    "steps": "num_inference_steps",
+    "num_images": "n",
+    "format": "output_format",
+    "quality": "output_compression",
+}
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ImagesRequest(BaseModel):
+    """Body of POST /v1/images/generations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: str = Field(description="What to draw.")
+    model: str | None = Field(default=None, description="Default: the served model.")
+    n: int | None = Field(default=None, ge=1, le=MAX_N, description="Picture i has seed + i.")
+    size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels, or auto.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="Default: b64_json. A url holds for a while."
+    )
+    output_format: ImageFormat | None = None
+    output_compression: int | None = Field(
+        default=None, ge=0, le=100, description="Quality of jpeg and webp."
+    )
+    stream: bool | None = Field(default=None, description="Answer with server-sent events.")
+    partial_images: int | None = Field(
+        default=None, ge=0, le=3, description="No effect: one step has no part-way picture."
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        default=None, description="Pictures are opaque: transparent is refused."
+    )
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
+        default=None, description="No effect: the model has one quality."
+    )
+    style: Literal["vivid", "natural"] | None = Field(
+        default=None, description="No effect: name a style in the prompt."
+    )
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="No effect.")
+    user: str | None = Field(default=None, description="No effect; not kept.")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(
+        default=None, description="A distilled student takes no guidance: 0 or 1."
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="Needs guidance, which a distilled student lacks: empty."
+    )
+
+
+@dataclass(frozen=True)
+class ImagesGeneration:
+    """A checked request and how its answer is to look."""
+
+    generation: Generation
+    is_url: bool
+    is_stream: bool
+
+
+def parse_images(body: bytes, limits: ModelLimits) -> ImagesGeneration:
+    """Check a body against the schema and the served model.
+
+    Raises:
+        InvalidRequest: names the field, in OpenAI's words, and what is allowed.
+    """
+    try:
+        request = ImagesRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise first_refusal(error, ImagesRequest, _allowed(limits)) from None
+    _refuse_what_cannot_be(request)
+    try:
+        generation = resolve(_as_generate(request), limits)
+    except InvalidRequest as error:
+        raise _in_these_words(error, limits) from None
+    return ImagesGeneration(generation, request.response_format == "url", bool(request.stream))
+
+
+def _refuse_what_cannot_be(request: ImagesRequest) -> None:
+    if request.background == "transparent":
+        raise InvalidRequest(
+            "background: the model draws opaque pictures",
+            field="background",
+            allowed=["auto", "opaque"],
+        )
+    if request.guidance_scale not in (None, 0.0, 1.0):
+        raise InvalidRequest(
+            "guidance_scale: a distilled student takes no guidance, leave it out",
+            field="guidance_scale",
+            allowed=[0, 1],
+        )
+    if request.negative_prompt:
+        raise InvalidRequest(
+            "negative_prompt: it needs guidance, which a distilled student lacks; leave it out",
+            field="negative_prompt",
+            allowed={"max_chars": 0},
+        )
+    if request.stream and request.response_format == "url":
+        raise InvalidRequest(
+            "response_format: a stream carries the pictures themselves",
+            field="response_format",
+            allowed=["b64_json"],
+        )
+
+
+def _as_generate(request: ImagesRequest) -> GenerateRequest:
+    """The same wish as a body of POST /v1/generate."""
+    fields: dict[str, Any] = {
+        "prompt": request.prompt,
+        "model": request.model,
+        "seed": request.seed,
+        "steps": request.num_inference_steps or 1,
+        "num_images": request.n or 1,
+        "format": request.output_format or "png",
+        "quality": request.output_compression,
+    }
+    if request.size not in (None, "auto"):
+        match = _SIZE.fullmatch(request.size)
+        if match is None:
+            raise InvalidRequest("size must be WIDTHxHEIGHT or auto", field="size")
+        fields |= {"width": int(match[1]), "height": int(match[2])}
+    return GenerateRequest(**fields)
+
+
+def _in_these_words(error: InvalidRequest, limits: ModelLimits) -> InvalidRequest:
+    field = _NAMES.get(error.field or "", error.field)
+    detail = error.detail
+    for name, other in _NAMES.items():
+        detail = re.sub(rf"^{name}\b", other, detail)
+    allowed = _allowed(limits).get(field or "", error.allowed)
+    return InvalidRequest(detail, field=field, allowed=allowed)
+
+
+def _allowed(limits: ModelLimits) -> dict[str, object]:
+    return {
+        "prompt": {
+            "min_chars": 1,
+            "max_chars": limits.max_prompt_chars,
+            "max_tokens": limits.max_tokens,
+        },
+        "model": [limits.name],
+        "n": {"min": 1, "max": MAX_N},
+        "size": ["auto", *(f"{width}x{height}" for width, height in limits.sizes_px)],
+        "output_format": list(get_args(ImageFormat)),
+        "output_compression": {"min": 0, "max": 100},
+        "num_inference_steps": {"min": 1, "max": limits.max_steps},
+        "seed": {"min": 0, "max": MAX_SEED},
+    }
+
+
+def usage_of(num_prompt_tokens: int) -> dict[str, Any]:
+    """Tokens of the prompt; a picture here is not counted in tokens."""
+    return {
+        "input_tokens": num_prompt_tokens,
+        "output_tokens": 0,
+        "total_tokens": num_prompt_tokens,
+        "input_tokens_details": {"text_tokens": num_prompt_tokens, "image_tokens": 0},
+    }
+
+
+def images_body(
+    created: int, asked: ImagesGeneration, data: Sequence[Mapping[str, str]], num_tokens: int
+) -> dict[str, Any]:
+    """The answer to a request that is not streamed; `data` holds one entry per picture."""
+    key = asked.generation.key
+    return {
+        "created": created,
+        "data": list(data),
+        "background": "opaque",
+        "output_format": asked.generation.format,
+        "quality": "auto",
+        "size": f"{key.width}x{key.height}",
+        "usage": usage_of(num_tokens),
+    }
+
+
+def completed_event(
+    created: int, asked: ImagesGeneration, b64_json: str, num_tokens: int
+) -> dict[str, Any]:
+    """One finished picture of a stream."""
+    key = asked.generation.key
+    return {
+        "type": "image_generation.completed",
+        "b64_json": b64_json,
+        "background": "opaque",
+        "created_at": created,
+        "output_format": asked.generation.format,
+        "quality": "auto",
+        "size": f"{key.width}x{key.height}",
+        "usage": usage_of(num_tokens),
+    }
+
+
+def error_document(error: ProblemError) -> dict[str, Any]:
+    """The body of a refused request: what the `openai` client reads its error from."""
+    row = status_of(error)
+    kind = "server_error" if row.status >= 500 else "invalid_request_error"
+    return {
+        "error": {
+            "message": error.detail,
+            "type": _ERROR_TYPES.get(row.status, kind),
+            "param": error.field,
+            "code": row.code,
+        }
+    }

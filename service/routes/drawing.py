@@ -1,0 +1,108 @@
+"""What every surface does between a checked request and its pictures.
+
+Owns a request's jobs, the wait for their outcomes with the deadline and the client's departure, and
+what an answer tells of them. Knows the broker's protocol, neither a wire format nor an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Receive
+
+from service.errors import ClientClosed, DeadlineExceeded, GenerationFailed, ProblemError
+from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
+from service.routes.context import AppContext
+from service.schemas import Generation
+from service.telemetry import new_id
+
+FAILURES: dict[FailureReason, type[ProblemError]] = {
+    FailureReason.ENGINE: GenerationFailed,
+    FailureReason.ENCODER: GenerationFailed,
+    FailureReason.EXPIRED: DeadlineExceeded,
+    FailureReason.CANCELLED: ClientClosed,
+}
+_FAILURE_DETAILS: dict[FailureReason, str] = {
+    FailureReason.ENGINE: "the engine failed on this picture; the log has the cause",
+    FailureReason.ENCODER: "the picture could not be encoded; the log has the cause",
+    FailureReason.EXPIRED: "no picture before the deadline",
+    FailureReason.CANCELLED: "the client closed the request",
+}
+
+
+def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
+    """One job per picture, due within the settings' deadline."""
+    now_s = context.broker.now_s()
+    return [
+        Job(
+            id=new_id(),
+            key=generation.key,
+            prompt=generation.prompt,
+            seed=seed,
+            format=image_format,
+            created_s=now_s,
+            deadline_s=now_s + context.settings.deadline_s,
+            quality=generation.quality,
+        )
+        for seed in generation.seeds
+    ]
+
+
+async def wait_for(
+    receive: Receive,
+    jobs: Sequence[Job],
+    futures: Sequence[asyncio.Future[JobOutcome]],
+    context: AppContext,
+) -> list[JobDone]:
+    """Wait for every picture, the deadline or the client's departure, whichever is first."""
+    everything = asyncio.gather(*futures)
+    departure = asyncio.create_task(_departure(receive))
+    either: set[asyncio.Future[Any]] = {everything, departure}
+    try:
+        await asyncio.wait(
+            either,
+            timeout=jobs[0].deadline_s - context.broker.now_s(),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not everything.done():
+            reason = FailureReason.CANCELLED if departure.done() else FailureReason.EXPIRED
+            raise FAILURES[reason](_FAILURE_DETAILS[reason])
+        outcomes: list[JobDone] = []
+        for outcome in everything.result():
+            if isinstance(outcome, JobFailed):
+                raise FAILURES[outcome.reason](_FAILURE_DETAILS[outcome.reason])
+            outcomes.append(outcome)
+        return outcomes
+    finally:
+        departure.cancel()
+        # Also on the way out of a torn-down handler: what nobody waits for must not run.
+        if not everything.done():
+            num_queued = await context.broker.cancel([job.id for job in jobs])
+            context.telemetry.cancelled.labels("queued").inc(num_queued)
+            everything.cancel()
+
+
+async def _departure(receive: Receive) -> None:
+    """Return when the client has gone; its body has been read whole before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def timing_headers(outcomes: Sequence[JobDone], total_ms: float) -> dict[str, str]:
+    """Seed, batch size and the time of every part, of the slowest picture."""
+    slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
+    durations = {
+        "queue": slowest.queue_ms,
+        **slowest.stage_ms,
+        "encode": slowest.encode_ms,
+        "total": total_ms,
+    }
+    return {
+        "x-onestep-seed": str(outcomes[0].seed),
+        "x-onestep-queue-ms": f"{slowest.queue_ms:.1f}",
+        "x-onestep-run-ms": f"{slowest.run_ms:.1f}",
+        "x-onestep-batch-size": str(slowest.batch_size),
+        "server-timing": ", ".join(f"{name};dur={ms:.1f}" for name, ms in durations.items()),
+    }
