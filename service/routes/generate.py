@@ -6,12 +6,12 @@ client's departure. Knows the broker's protocol, never an engine.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
+import pybase64
 from fastapi import APIRouter, Request, Response
 
 from service.errors import (
@@ -142,7 +142,7 @@ def _json_body(
             {
                 "seed": done.seed,
                 "media_type": MEDIA_TYPES[generation.format],
-                "b64_json": base64.b64encode(done.image_bytes).decode("ascii"),
+                "b64_json": pybase64.b64encode_as_string(done.image_bytes),
             }
             for done in outcomes
         ],

@@ -6,12 +6,12 @@ Owns the walk between OpenAI's wire form and the jobs that every surface shares.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import orjson
+import pybase64
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
@@ -123,4 +123,4 @@ def _entry(
 
 
 def _base64(done: JobDone) -> str:
-    return base64.b64encode(done.image_bytes).decode("ascii")
+    return pybase64.b64encode_as_string(done.image_bytes)
