@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ from service.schemas import (
     GenerateRequest,
     Generation,
     ModelLimits,
+    allowed_values,
     first_refusal,
     resolve,
 )
@@ -157,28 +158,31 @@ def _as_generate(request: ImagesRequest) -> GenerateRequest:
 
 
 def _in_these_words(error: InvalidRequest, limits: ModelLimits) -> InvalidRequest:
-    field = _NAMES.get(error.field or "", error.field)
-    detail = error.detail
-    for name, other in _NAMES.items():
-        detail = re.sub(rf"^{name}\b", other, detail)
-    allowed = _allowed(limits).get(field or "", error.allowed)
-    return InvalidRequest(detail, field=field, allowed=allowed)
+    """The refusal of an ordinary request, with the names and values of this one."""
+    own = error.field or ""
+    field = _NAMES.get(own, own)
+    allowed = _allowed(limits)
+    if field == "size":
+        detail = f"size must be one of {', '.join(_sizes(limits))}"
+    else:
+        detail = field + error.detail.removeprefix(own)
+    return InvalidRequest(detail, field=field, allowed=allowed.get(field, error.allowed))
+
+
+def _sizes(limits: ModelLimits) -> list[str]:
+    """What `size` may be."""
+    return ["auto", *(f"{width}x{height}" for width, height in limits.sizes_px)]
 
 
 def _allowed(limits: ModelLimits) -> dict[str, object]:
+    theirs = allowed_values(limits)
+    shared = {name: theirs[name] for name in ("prompt", "model", "seed")}
+    renamed = {_NAMES[name]: theirs[name] for name in ("steps", "format", "quality")}
     return {
-        "prompt": {
-            "min_chars": 1,
-            "max_chars": limits.max_prompt_chars,
-            "max_tokens": limits.max_tokens,
-        },
-        "model": [limits.name],
+        **shared,
+        **renamed,
         "n": {"min": 1, "max": MAX_N},
-        "size": ["auto", *(f"{width}x{height}" for width, height in limits.sizes_px)],
-        "output_format": list(get_args(ImageFormat)),
-        "output_compression": {"min": 0, "max": 100},
-        "num_inference_steps": {"min": 1, "max": limits.max_steps},
-        "seed": {"min": 0, "max": MAX_SEED},
+        "size": _sizes(limits),
     }
 
 
@@ -193,7 +197,7 @@ def usage_of(num_prompt_tokens: int) -> dict[str, Any]:
 
 
 def images_body(
-    created: int, asked: ImagesGeneration, data: Sequence[Mapping[str, str]], num_tokens: int
+    created: int, asked: ImagesGeneration, data: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
     """The answer to a request that is not streamed; `data` holds one entry per picture."""
     key = asked.generation.key
@@ -204,13 +208,11 @@ def images_body(
         "output_format": asked.generation.format,
         "quality": "auto",
         "size": f"{key.width}x{key.height}",
-        "usage": usage_of(num_tokens),
+        "usage": usage_of(asked.generation.num_tokens),
     }
 
 
-def completed_event(
-    created: int, asked: ImagesGeneration, b64_json: str, num_tokens: int
-) -> dict[str, Any]:
+def completed_event(created: int, asked: ImagesGeneration, b64_json: str) -> dict[str, Any]:
     """One finished picture of a stream."""
     key = asked.generation.key
     return {
@@ -221,7 +223,7 @@ def completed_event(
         "output_format": asked.generation.format,
         "quality": "auto",
         "size": f"{key.width}x{key.height}",
-        "usage": usage_of(num_tokens),
+        "usage": usage_of(asked.generation.num_tokens),
     }
 
 

@@ -77,6 +77,7 @@ class Generation:
     seeds: tuple[int, ...]
     format: ImageFormat
     is_format_given: bool
+    num_tokens: int
     quality: int | None = None
 
 
@@ -89,11 +90,11 @@ def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
     try:
         request = GenerateRequest.model_validate_json(body)
     except ValidationError as error:
-        raise first_refusal(error, GenerateRequest, _allowed(limits)) from None
+        raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
     return resolve(request, limits)
 
 
-def _allowed(limits: ModelLimits) -> dict[str, object]:
+def allowed_values(limits: ModelLimits) -> dict[str, object]:
     """Field -> what it may be, as plain JSON."""
     sizes = [list(size) for size in limits.sizes_px]
     return {
@@ -149,7 +150,7 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
     """
 
     def refuse(field: str, detail: str) -> InvalidRequest:
-        return InvalidRequest(detail, field=field, allowed=_allowed(limits)[field])
+        return InvalidRequest(detail, field=field, allowed=allowed_values(limits)[field])
 
     if not request.prompt.strip():
         raise refuse("prompt", "prompt must not be empty")
@@ -177,6 +178,7 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
         format=request.format,
         is_format_given="format" in request.model_fields_set,
+        num_tokens=num_tokens,
         quality=request.quality,
     )
 

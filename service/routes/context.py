@@ -5,8 +5,9 @@ Owns the process's phase as the outside sees it. Knows no web framework.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
@@ -64,9 +65,8 @@ class AppContext:
     broker: Broker
     telemetry: Telemetry
     readiness: Readiness
-    kept: KeptPictures = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Make room for pictures, as the settings allow."""
-        kept = KeptPictures(self.settings.max_kept_bytes, self.settings.image_ttl_s)
-        object.__setattr__(self, "kept", kept)
+    @cached_property
+    def kept(self) -> KeptPictures:
+        """Pictures under an address, as long as the settings allow."""
+        return KeptPictures(self.settings.max_kept_bytes, self.settings.image_ttl_s)

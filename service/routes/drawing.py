@@ -7,12 +7,19 @@ what an answer tells of them. Knows the broker's protocol, neither a wire format
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.types import Receive
 
-from service.errors import ClientClosed, DeadlineExceeded, GenerationFailed, ProblemError
+from service.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    GenerationFailed,
+    ProblemError,
+    status_of,
+)
 from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
 from service.routes.context import AppContext
 from service.schemas import Generation
@@ -30,6 +37,22 @@ _FAILURE_DETAILS: dict[FailureReason, str] = {
     FailureReason.EXPIRED: "no picture before the deadline",
     FailureReason.CANCELLED: "the client closed the request",
 }
+
+
+@contextmanager
+def admission(context: AppContext) -> Iterator[None]:
+    """What lies inside decides whether a request is taken; a refusal there is counted.
+
+    Raises:
+        NotReady: the model is loading.
+        Draining: the process is about to stop.
+    """
+    try:
+        context.readiness.check()
+        yield
+    except ProblemError as error:
+        context.telemetry.rejected.labels(status_of(error).code).inc()
+        raise
 
 
 def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:

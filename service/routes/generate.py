@@ -21,14 +21,12 @@ from service.errors import (
     GenerationFailed,
     InvalidRequest,
     NotReady,
-    ProblemError,
     QueueFull,
-    status_of,
 )
 from service.images import MEDIA_TYPES
 from service.jobs import ImageFormat, JobDone
 from service.routes.context import AppContext
-from service.routes.drawing import make_jobs, timing_headers, wait_for
+from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
 from service.schemas import GenerateRequest, Generation, parse_generation
 from service.telemetry import new_id
 
@@ -66,15 +64,11 @@ async def generate(request: Request) -> Response:
     """Draw one picture or several of one prompt."""
     started_s = time.perf_counter()
     context = cast(AppContext, request.app.state.context)
-    try:
-        context.readiness.check()
+    with admission(context):
         generation = parse_generation(await request.body(), context.limits)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
         jobs = make_jobs(generation, image_format or generation.format, context)
         futures = await context.broker.put(jobs)
-    except ProblemError as error:
-        context.telemetry.rejected.labels(status_of(error).code).inc()
-        raise
     outcomes = await wait_for(request.receive, jobs, futures, context)
     total_ms = (time.perf_counter() - started_s) * 1000
     headers = timing_headers(outcomes, total_ms)

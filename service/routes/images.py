@@ -15,7 +15,7 @@ import pybase64
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from service.errors import NotFound, PictureTooLarge, ProblemError, status_of
+from service.errors import NotFound, PictureTooLarge
 from service.images import MEDIA_TYPES
 from service.jobs import JobDone
 from service.kept import KeptPicture
@@ -27,7 +27,7 @@ from service.openai_wire import (
     parse_images,
 )
 from service.routes.context import AppContext
-from service.routes.drawing import make_jobs, timing_headers, wait_for
+from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
 
 router = APIRouter(tags=["images"])
 
@@ -55,26 +55,21 @@ async def create_images(request: Request) -> Response:
     """Draw pictures of a prompt, in the form that the `openai` client speaks."""
     started_s = time.perf_counter()
     context = cast(AppContext, request.app.state.context)
-    try:
-        context.readiness.check()
+    with admission(context):
         asked = parse_images(await request.body(), context.limits)
         jobs = make_jobs(asked.generation, asked.generation.format, context)
         futures = await context.broker.put(jobs)
-    except ProblemError as error:
-        context.telemetry.rejected.labels(status_of(error).code).inc()
-        raise
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
     created = int(time.time())
-    num_tokens = context.limits.count_tokens(asked.generation.prompt)
     if asked.is_stream:
         return StreamingResponse(
-            _events(created, asked, outcomes, num_tokens),
+            _events(created, asked, outcomes),
             media_type="text/event-stream",
             headers={**headers, "cache-control": "no-store"},
         )
     data = [_entry(request, context, asked, done) for done in outcomes]
-    body = images_body(created, asked, data, num_tokens)
+    body = images_body(created, asked, data)
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
@@ -93,7 +88,7 @@ async def read_image(name: str, request: Request) -> Response:
 
 
 async def _events(
-    created: int, asked: ImagesGeneration, outcomes: Sequence[JobDone], num_tokens: int
+    created: int, asked: ImagesGeneration, outcomes: Sequence[JobDone]
 ) -> AsyncIterator[bytes]:
     """One event per picture.
 
@@ -101,7 +96,7 @@ async def _events(
     answered with its status when nothing has been sent before all are there.
     """
     for done in outcomes:
-        event = completed_event(created, asked, _base64(done), num_tokens)
+        event = completed_event(created, asked, _base64(done))
         yield b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
 
 

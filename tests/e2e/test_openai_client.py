@@ -7,6 +7,7 @@ import io
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openai
@@ -68,12 +69,14 @@ def test_several_pictures_are_all_there_and_differ(client: openai.OpenAI) -> Non
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
-def test_compression_makes_a_smaller_file(client: openai.OpenAI, format: str) -> None:
+def test_compression_makes_a_smaller_file(
+    client: openai.OpenAI, format: Literal["jpeg", "webp"]
+) -> None:
     sizes = []
     for quality in (10, 95):
         answer = client.images.generate(
             prompt=PROMPT,
-            output_format=format,  # type: ignore[arg-type]
+            output_format=format,
             output_compression=quality,
             extra_body={"seed": 7},
         )
