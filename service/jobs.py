@@ -1,34 +1,58 @@
 """What travels through a broker: a job on the way in, its outcome on the way out.
 
-Owns the frozen records and the reasons a job can fail. Knows neither queue nor engine.
+Owns the frozen records, the reasons a job can fail and the names of a request's jobs. Knows neither
+queue nor engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Literal
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 
+class Priority(IntEnum):
+    """The smaller goes first; the larger overtakes once it has waited long enough."""
+
+    INTERACTIVE = 0
+    BACKGROUND = 1
+
+
 @dataclass(frozen=True)
 class BatchKey:
-    """What jobs must share to run together."""
+    """What jobs must share to run together.
+
+    `strength` is how much of a given picture is drawn anew, in (0, 1]; None draws from the prompt
+    alone.
+    """
 
     model: str
     width: int
     height: int
     steps: int
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture to draw.
 
-    `quality` is 0 to 100, of lossy formats; None is the service's own choice.
     `created_s` and `deadline_s` are readings of the broker's clock (`Broker.now_s`).
+
+    Attributes:
+        id: `job_id` of its request and of its place among that request's pictures.
+        quality: 0 to 100, of lossy formats; None is the service's own choice.
+        owner: id of the API key that asked; empty where none is needed.
+        num_images: how many pictures its request asked for.
+        keep_s: how long its outcome can be read once it has one; with 0 only those who wait for it
+            hear of it.
+        digest: of the request, where it came with an idempotency key: the same key with another
+            request is refused.
+        image: what to start from where the key has a strength: RGB rows of `key.width` by
+            `key.height` pixels, three bytes each.
     """
 
     id: str
@@ -39,6 +63,33 @@ class Job:
     created_s: float
     deadline_s: float
     quality: int | None = None
+    owner: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    num_images: int = 1
+    keep_s: float = 0.0
+    digest: str = ""
+    image: bytes | None = None
+
+
+def job_id(request: str, index: int) -> str:
+    """The id of a request's picture."""
+    return f"{request}-{index}"
+
+
+def request_of(job_id: str) -> str:
+    """The request that a job belongs to."""
+    return job_id.rpartition("-")[0]
+
+
+class JobState(StrEnum):
+    """Where a job is; the last four are terminal, and a job enters one of them once."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 class FailureReason(StrEnum):
@@ -48,6 +99,8 @@ class FailureReason(StrEnum):
     ENCODER = "encoder"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
+    DELIVERIES = "deliveries"
+    LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -73,3 +126,24 @@ class JobFailed:
 
 
 JobOutcome = JobDone | JobFailed
+
+
+def state_of(outcome: JobOutcome) -> JobState:
+    """The terminal state that an outcome stands for."""
+    if isinstance(outcome, JobDone):
+        return JobState.SUCCEEDED
+    if outcome.reason is FailureReason.EXPIRED:
+        return JobState.EXPIRED
+    if outcome.reason is FailureReason.CANCELLED:
+        return JobState.CANCELLED
+    return JobState.FAILED
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What a broker knows of a job."""
+
+    job: Job
+    state: JobState
+    num_deliveries: int
+    outcome: JobOutcome | None

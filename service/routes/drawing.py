@@ -20,7 +20,7 @@ from service.errors import (
     ProblemError,
     status_of,
 )
-from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome
+from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome, job_id
 from service.routes.context import AppContext
 from service.schemas import Generation
 from service.telemetry import new_id
@@ -30,12 +30,16 @@ FAILURES: dict[FailureReason, type[ProblemError]] = {
     FailureReason.ENCODER: GenerationFailed,
     FailureReason.EXPIRED: DeadlineExceeded,
     FailureReason.CANCELLED: ClientClosed,
+    FailureReason.DELIVERIES: GenerationFailed,
+    FailureReason.LOST: GenerationFailed,
 }
 _FAILURE_DETAILS: dict[FailureReason, str] = {
     FailureReason.ENGINE: "the engine failed on this picture; the log has the cause",
     FailureReason.ENCODER: "the picture could not be encoded; the log has the cause",
     FailureReason.EXPIRED: "no picture before the deadline",
     FailureReason.CANCELLED: "the client closed the request",
+    FailureReason.DELIVERIES: "every worker that drew this picture stopped; it is not tried again",
+    FailureReason.LOST: "the queue lost this picture; send the request again",
 }
 
 
@@ -58,9 +62,10 @@ def admission(context: AppContext) -> Iterator[None]:
 def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
     """One job per picture, due within the settings' deadline."""
     now_s = context.broker.now_s()
+    request = new_id()
     return [
         Job(
-            id=new_id(),
+            id=job_id(request, index),
             key=generation.key,
             prompt=generation.prompt,
             seed=seed,
@@ -68,8 +73,9 @@ def make_jobs(generation: Generation, image_format: ImageFormat, context: AppCon
             created_s=now_s,
             deadline_s=now_s + context.settings.deadline_s,
             quality=generation.quality,
+            num_images=len(generation.seeds),
         )
-        for seed in generation.seeds
+        for index, seed in enumerate(generation.seeds)
     ]
 
 
