@@ -24,18 +24,21 @@ from engines.pipeline import Pipeline
 from engines.spec import ModelSpec
 from engines.tokenizer import Tokenizer
 from service.app import create_app
+from service.brokers.base import Broker
 from service.brokers.memory import MemoryBroker
-from service.errors import StartError
+from service.errors import QueueUnavailable, StartError
+from service.jobs import FailureReason
 from service.routes.context import AppContext, Phase, Readiness
 from service.schemas import ModelLimits
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry, configure_logging, log_event
-from service.worker import Worker
+from service.worker import Worker, WorkerOptions
 
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
 # What a drain may take beyond the last accepted request's deadline.
 DRAIN_MARGIN_S = 5.0
+SWEEP_S = 1.0
 _WILDCARD_HOSTS = {"0.0.0.0", "::", ""}
 
 
@@ -89,19 +92,20 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
         EnginesError: the model cannot be loaded.
     """
     telemetry = Telemetry()
-    broker = MemoryBroker(settings.max_queue_depth)
+    broker = MemoryBroker(settings.max_queue_depth, max_kept_bytes=settings.max_kept_bytes)
     readiness = Readiness(telemetry)
     worker = Worker(
         broker,
-        lambda: Pipeline.load(
-            settings.model,
-            backend=settings.backend,
-            num_threads=settings.num_threads,
-            allow_failed_check=settings.allow_failed_check,
-        ),
+        {
+            limits.name: lambda: Pipeline.load(
+                settings.model,
+                backend=settings.backend,
+                num_threads=settings.num_threads,
+                allow_failed_check=settings.allow_failed_check,
+            )
+        },
         telemetry,
-        max_batch_size=settings.max_batch_size,
-        num_encode_threads=settings.num_encode_threads,
+        WorkerOptions(settings.max_batch_size, settings.num_encode_threads),
     )
     app = create_app(AppContext(settings, limits, broker, telemetry, readiness))
     server = _Server(
@@ -117,6 +121,7 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     stop = asyncio.Event()
     _on_signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    sweeping = asyncio.create_task(sweep_forever(broker, telemetry))
     try:
         await worker.start()
         readiness.set(Phase.READY, "")
@@ -129,8 +134,23 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
         await broker.close()
         return await _drain(working, settings.deadline_s + DRAIN_MARGIN_S)
     finally:
+        sweeping.cancel()
         server.should_exit = True
         await serving
+
+
+async def sweep_forever(broker: Broker, telemetry: Telemetry) -> None:
+    """End what is overdue, and show how deep the queue is."""
+    while True:
+        try:
+            depth = await broker.sweep()
+        except QueueUnavailable:
+            depth = None
+        if depth is not None:
+            telemetry.queue_depth.set(depth.num_jobs)
+            telemetry.queue_oldest_age.set(depth.oldest_age_s)
+            telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
+        await asyncio.sleep(SWEEP_S)
 
 
 async def _drain(working: asyncio.Task[None], timeout_s: float) -> int:

@@ -1,21 +1,31 @@
-"""Jobs to batches, beside the engine.
+"""Which waiting jobs run next, and together.
 
-Owns which jobs run together and in which order. Work-conserving: a batch is formed only when the
-engine is free, out of whatever is there, and never waits for more. Knows no engine, no broker.
+Owns the order: priority with ageing, a fair share per owner, one batch key at a time. Work is never
+held back to wait for more of it. Knows no engine and no broker; brokers that keep their queue
+elsewhere follow the same rules, which one contract suite checks.
+
+The rules, for whoever is free to draw:
+
+1. The job that has waited longest decides which priority is served, a background job's wait being
+   shortened by `ageing_s`: it goes after the interactive ones until it has waited that much longer.
+2. Among the owners with a job of that priority, the one that was served least recently decides the
+   batch key: by its oldest job.
+3. The batch is filled with jobs of that key, one owner after the other, and with the other
+   priority's once this one's are used up.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from service.jobs import BatchKey, Job
+from service.jobs import BatchKey, Job, Priority
 
-# Looking this many batches ahead lets jobs of one key find each other behind other keys, while
-# what the worker holds stays small.
-LOOKAHEAD_BATCHES = 4
+# A background job has waited long enough after this many seconds more than an interactive one.
+AGEING_S = 5.0
 
 
 class CloseReason(StrEnum):
@@ -23,6 +33,23 @@ class CloseReason(StrEnum):
 
     FULL = "full"
     NO_MORE = "no_more"
+    DEADLINE = "deadline"
+    REDELIVERY = "redelivery"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A job in a worker's hands.
+
+    Attributes:
+        number: 1 for the first time that the job was handed out; an outcome counts only with the
+            latest number.
+        receipt: what the broker needs to find its own entry again.
+    """
+
+    job: Job
+    number: int = 1
+    receipt: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,65 +57,154 @@ class Batch:
     """Jobs of one key, in order of arrival."""
 
     key: BatchKey
-    jobs: tuple[Job, ...]
+    deliveries: tuple[Delivery, ...]
     close_reason: CloseReason
 
 
-class Batcher:
-    """Holds taken jobs by key until the engine is free."""
+@dataclass(frozen=True)
+class _Lane:
+    """One owner's jobs of one key and priority wait in one line."""
 
-    def __init__(self, max_batch_size: int, clock: Callable[[], float]) -> None:
-        self._max_batch_size = max_batch_size
-        self._clock = clock
-        self._queues: dict[BatchKey, deque[Job]] = {}
+    owner: str
+    priority: Priority
+    key: BatchKey
 
-    @property
-    def job_ids(self) -> list[str]:
-        """Every job held."""
-        return [job.id for queue in self._queues.values() for job in queue]
 
-    @property
-    def room(self) -> int:
-        """How many more jobs may be held."""
-        return LOOKAHEAD_BATCHES * self._max_batch_size - len(self.job_ids)
+class WaitingJobs:
+    """Jobs that no worker has taken, and the choice among them."""
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Hold jobs, in order of arrival."""
-        for job in jobs:
-            self._queues.setdefault(job.key, deque()).append(job)
+    def __init__(self, ageing_s: float = AGEING_S) -> None:
+        self._ageing_s = ageing_s
+        self._lanes: dict[_Lane, OrderedDict[str, Job]] = {}
+        self._lane_of: dict[str, _Lane] = {}
+        # Owners in the order in which they were served; who waits for the first time is first.
+        self._served: dict[str, int] = {}
+        self._num_served = 0
 
-    def drop_cancelled(self, job_ids: Collection[str]) -> list[Job]:
-        """Let go of jobs that nobody waits for."""
-        return self._drop(lambda job: job.id in job_ids)
+    def __len__(self) -> int:
+        return len(self._lane_of)
 
-    def drop_expired(self) -> list[Job]:
-        """Let go of jobs whose deadline has passed."""
-        now_s = self._clock()
-        return self._drop(lambda job: job.deadline_s <= now_s)
+    def __iter__(self) -> Iterator[Job]:
+        for jobs in self._lanes.values():
+            yield from jobs.values()
 
-    def next_batch(self) -> Batch | None:
-        """The batch that holds the job which has waited longest; None when nothing is held."""
-        if not self._queues:
+    def add(self, job: Job) -> None:
+        """Put a job at its line's end."""
+        lane = _Lane(job.owner, job.priority, job.key)
+        self._lanes.setdefault(lane, OrderedDict())[job.id] = job
+        self._lane_of[job.id] = lane
+
+    def put_back(self, job: Job) -> None:
+        """Put a job at its line's head: it had been taken and was not drawn."""
+        self.add(job)
+        self._lanes[self._lane_of[job.id]].move_to_end(job.id, last=False)
+
+    def remove(self, job_id: str) -> Job | None:
+        """Let go of a job wherever it stands."""
+        lane = self._lane_of.pop(job_id, None)
+        if lane is None:
             return None
-        key = min(self._queues, key=lambda key: self._queues[key][0].created_s)
-        queue = self._queues[key]
-        num_jobs = min(len(queue), self._max_batch_size)
-        jobs = tuple(queue.popleft() for _ in range(num_jobs))
-        if not queue:
-            del self._queues[key]
-        is_full = num_jobs == self._max_batch_size
-        return Batch(key, jobs, CloseReason.FULL if is_full else CloseReason.NO_MORE)
+        jobs = self._lanes[lane]
+        job = jobs.pop(job_id)
+        if not jobs:
+            del self._lanes[lane]
+            self._forget(lane.owner)
+        return job
 
-    def _drop(self, is_unwanted: Callable[[Job], bool]) -> list[Job]:
-        dropped: list[Job] = []
-        for key, queue in list(self._queues.items()):
-            unwanted = [job for job in queue if is_unwanted(job)]
-            if not unwanted:
-                continue
-            dropped += unwanted
-            kept = deque(job for job in queue if not is_unwanted(job))
-            if kept:
-                self._queues[key] = kept
-            else:
-                del self._queues[key]
-        return dropped
+    def next_jobs(self, max_jobs: int, models: Collection[str]) -> list[Job]:
+        """Take out the jobs to run now, at most `max_jobs` and all of one key."""
+        lanes = [lane for lane in self._lanes if lane.key.model in models]
+        if not lanes:
+            return []
+        priority = min(lanes, key=self._rank).priority
+        chosen = min(
+            (lane for lane in lanes if lane.priority is priority),
+            key=lambda lane: (self._served.get(lane.owner, 0), self._rank(lane)),
+        )
+        jobs: list[Job] = []
+        for served_first in (priority, *(other for other in Priority if other is not priority)):
+            line = [
+                lane for lane in lanes if (lane.key, lane.priority) == (chosen.key, served_first)
+            ]
+            line.sort(key=lambda lane: self._served.get(lane.owner, 0))
+            while line and len(jobs) < max_jobs:
+                lane = line.pop(0)
+                self._num_served += 1
+                self._served[lane.owner] = self._num_served
+                job = self.remove(next(iter(self._lanes[lane])))
+                assert job is not None, "a lane that is kept holds a job"
+                jobs.append(job)
+                if lane in self._lanes:
+                    line.append(lane)
+        return jobs
+
+    def _rank(self, lane: _Lane) -> float:
+        head = next(iter(self._lanes[lane].values()))
+        return head.created_s + (self._ageing_s if lane.priority is Priority.BACKGROUND else 0.0)
+
+    def _forget(self, owner: str) -> None:
+        """Keep no mark of an owner who has nothing here: the table must stay bounded."""
+        if all(lane.owner != owner for lane in self._lanes):
+            self._served.pop(owner, None)
+
+
+class RunTimes:
+    """How long a batch takes by its size: a + b·n, fitted to the runs seen.
+
+    Source: least squares over (n, seconds) in running sums, newer runs weighing more.
+    """
+
+    # A run's weight is halved after some 14 later ones: a new clock or neighbour is noticed.
+    DECAY = 0.95
+
+    def __init__(self) -> None:
+        self._weight = self._n = self._s = self._nn = self._ns = 0.0
+
+    def note(self, num_jobs: int, run_s: float) -> None:
+        """Learn from one run."""
+        self._weight = self._weight * self.DECAY + 1.0
+        self._n = self._n * self.DECAY + num_jobs
+        self._s = self._s * self.DECAY + run_s
+        self._nn = self._nn * self.DECAY + num_jobs**2
+        self._ns = self._ns * self.DECAY + num_jobs * run_s
+
+    def expected_s(self, num_jobs: int) -> float:
+        """Seconds that a batch of this size takes; 0 before anything was seen."""
+        if not self._weight:
+            return 0.0
+        spread = self._weight * self._nn - self._n**2
+        if spread < 1e-6 * self._weight**2:
+            # One size alone says nothing of the others: take its cost as all per job.
+            return num_jobs * self._s / self._n
+        per_job_s = max((self._weight * self._ns - self._n * self._s) / spread, 0.0)
+        fixed_s = max((self._s - per_job_s * self._n) / self._weight, 0.0)
+        return fixed_s + per_job_s * num_jobs
+
+
+def num_in_time(times: RunTimes, num_jobs: int, time_left_s: float) -> int:
+    """How many of `num_jobs` run first, so that the most urgent of them meets its deadline.
+
+    All of them where that is possible, and where it is not even possible alone: a smaller batch
+    would then be of no use to it and a loss for the others.
+    """
+    if times.expected_s(num_jobs) <= time_left_s or times.expected_s(1) > time_left_s:
+        return num_jobs
+    low, high = 1, num_jobs
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if times.expected_s(middle) <= time_left_s else (low, middle)
+    return low
+
+
+def parts_in_time(
+    batch: Batch, now_s: float, expected: Callable[[BatchKey], RunTimes]
+) -> tuple[Batch, Batch | None]:
+    """What of a batch runs now, and what right after it."""
+    deliveries = sorted(batch.deliveries, key=lambda delivery: delivery.job.deadline_s)
+    left_s = deliveries[0].job.deadline_s - now_s if deliveries else math.inf
+    num = num_in_time(expected(batch.key), len(deliveries), left_s)
+    if num == len(deliveries):
+        return batch, None
+    first: Sequence[Delivery] = deliveries[:num]
+    rest = Batch(batch.key, tuple(deliveries[num:]), batch.close_reason)
+    return Batch(batch.key, tuple(first), CloseReason.DEADLINE), rest

@@ -7,13 +7,14 @@
         ├── NotFound           404
         ├── MethodNotAllowed   405
         ├── BodyTooLarge       413
-        ├── PictureTooLarge    413, to be kept under an address
+        ├── IdempotencyMismatch 422, the key came with another request before
         ├── QueueFull          429, with Retry-After
         ├── ClientClosed       499, the client left before its picture was done
         ├── InternalError      500, a defect of the service
         ├── GenerationFailed   500, the engine or encoder failed on this job alone
         ├── NotReady           503, the model is still loading
         ├── Draining           503, the process is about to stop
+        ├── QueueUnavailable   503, the queue cannot be reached
         └── DeadlineExceeded   504
 
 Owns the status table and the problem document (RFC 9457). Knows no web framework.
@@ -78,8 +79,8 @@ class BodyTooLarge(ProblemError):
     """The body holds more bytes than the settings allow."""
 
 
-class PictureTooLarge(ProblemError):
-    """A picture takes more memory than all kept pictures may."""
+class IdempotencyMismatch(ProblemError):
+    """The idempotency key was used for another request."""
 
 
 class QueueFull(ProblemError):
@@ -106,6 +107,10 @@ class Draining(ProblemError):
     """The process finishes what it accepted and takes nothing new."""
 
 
+class QueueUnavailable(ProblemError):
+    """The queue lives in another process and cannot be reached, or takes nothing at the moment."""
+
+
 class DeadlineExceeded(ProblemError):
     """No picture before the request's deadline."""
 
@@ -124,13 +129,14 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
-    PictureTooLarge: Status(413, "picture_too_large", "Picture too large"),
+    IdempotencyMismatch: Status(422, "idempotency_mismatch", "Idempotency key used before"),
     QueueFull: Status(429, "queue_full", "Queue full"),
     ClientClosed: Status(499, "client_closed", "Client closed the request"),
     InternalError: Status(500, "internal_error", "Internal error"),
     GenerationFailed: Status(500, "generation_failed", "Generation failed"),
     NotReady: Status(503, "not_ready", "Not ready"),
     Draining: Status(503, "draining", "Shutting down"),
+    QueueUnavailable: Status(503, "queue_unavailable", "Queue unavailable"),
     DeadlineExceeded: Status(504, "deadline_exceeded", "Deadline exceeded"),
 }
 

@@ -49,6 +49,7 @@ class Job:
         num_images: how many pictures its request asked for.
         keep_s: how long its outcome can be read once it has one; with 0 only those who wait for it
             hear of it.
+        secret: whoever knows it may see the picture; an id is no secret.
         digest: of the request, where it came with an idempotency key: the same key with another
             request is refused.
         image: what to start from where the key has a strength: RGB rows of `key.width` by
@@ -67,6 +68,7 @@ class Job:
     priority: Priority = Priority.INTERACTIVE
     num_images: int = 1
     keep_s: float = 0.0
+    secret: str = ""
     digest: str = ""
     image: bytes | None = None
 
@@ -79,6 +81,11 @@ def job_id(request: str, index: int) -> str:
 def request_of(job_id: str) -> str:
     """The request that a job belongs to."""
     return job_id.rpartition("-")[0]
+
+
+def siblings(job: Job) -> list[str]:
+    """The ids of all pictures of a job's request."""
+    return [job_id(request_of(job.id), index) for index in range(job.num_images)]
 
 
 class JobState(StrEnum):

@@ -36,8 +36,12 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         default=None, description="what addresses of pictures begin with; unset: as requested"
     )
-    image_ttl_s: float = Field(default=3600.0, gt=0, description="how long an address holds")
-    max_kept_bytes: int = Field(default=2**28, ge=0, description="of pictures with an address")
+    result_ttl_s: float = Field(
+        default=3600.0, gt=0, le=7 * 86400, description="how long a job's picture is kept"
+    )
+    max_kept_bytes: int = Field(
+        default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
+    )
     num_encode_threads: int = Field(default=2, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -1,8 +1,8 @@
-"""The one loop beside the engine: take, batch, generate, encode, reply.
+"""The one loop beside the engine: take, generate, encode, reply.
 
-Owns the engine's thread, the encoders' threads and what happens when a batch fails: it is halved
-until the picture at fault stands alone, so that no job fails because of its neighbours. Knows the
-pipeline's face only; brokers and HTTP live elsewhere.
+Owns the engine's thread, the encoders' threads, the leases on what is being drawn and what happens
+when a batch fails: it is halved until the picture at fault stands alone, so that no job fails
+because of its neighbours. Knows the pipeline's face only; brokers and HTTP live elsewhere.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Batch, Batcher
-from service.brokers.base import Broker
+from service.batching import Batch, Delivery, RunTimes, parts_in_time
+from service.brokers.base import Broker, Want
+from service.errors import QueueUnavailable
 from service.images import encode_image
-from service.jobs import BatchKey, FailureReason, Job, JobDone, JobFailed
+from service.jobs import BatchKey, FailureReason, JobDone, JobFailed, JobOutcome
 from service.telemetry import Telemetry, log_event
 
 if TYPE_CHECKING:
     from engines.pipeline import Generated
+
+# Between two attempts to reach a queue that is away.
+_AWAY_S = 0.5
 
 
 class ImagePipeline(Protocol):
@@ -40,6 +44,21 @@ class ImagePipeline(Protocol):
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run each batch size once, so that the first request finds everything in place."""
         ...
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker works.
+
+    Attributes:
+        max_batch_size: pictures per run of the engine.
+        num_encode_threads: that turn pixels into files while the engine goes on.
+        lease_s: how long a job stays this worker's without a sign of life.
+    """
+
+    max_batch_size: int = 8
+    num_encode_threads: int = 2
+    lease_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,116 +77,160 @@ class Worker:
     def __init__(
         self,
         broker: Broker,
-        load: Callable[[], ImagePipeline],
+        loaders: Mapping[str, Callable[[], ImagePipeline]],
         telemetry: Telemetry,
-        *,
-        max_batch_size: int,
-        num_encode_threads: int,
+        options: WorkerOptions,
     ) -> None:
+        """Join the parts; `loaders` loads each model that is served, by its name."""
         self._broker = broker
-        self._load = load
+        self._loaders = dict(loaders)
         self._telemetry = telemetry
-        self._max_batch_size = max_batch_size
-        self._batcher = Batcher(max_batch_size, broker.now_s)
+        self._options = options
         # One thread for the engine: runtimes keep contexts per thread.
         self._engine_pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._encode_pool = ThreadPoolExecutor(num_encode_threads, thread_name_prefix="encode")
+        self._encode_pool = ThreadPoolExecutor(
+            options.num_encode_threads, thread_name_prefix="encode"
+        )
+        self._pipelines: dict[str, ImagePipeline] = {}
+        self._run_times: dict[BatchKey, RunTimes] = {}
+        self._held: dict[str, Delivery] = {}
+        self._unwanted: set[str] = set()
         self._encoding: set[asyncio.Task[None]] = set()
-        self._pipeline: ImagePipeline | None = None
+        self._busy_since_s: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the engine has been in its present run; a healthy one ends within seconds."""
+        return 0.0 if self._busy_since_s is None else time.monotonic() - self._busy_since_s
 
     async def start(self) -> None:
-        """Load the model and warm it up, in the engine's own thread."""
-
-        def load_and_warm() -> ImagePipeline:
-            pipeline = self._load()
-            pipeline.warm_up(sorted({1, self._max_batch_size}))
-            return pipeline
-
+        """Load the models and warm them up, in the engine's own thread."""
         loop = asyncio.get_running_loop()
-        self._pipeline = await loop.run_in_executor(self._engine_pool, load_and_warm)
+        for name in self._loaders:
+            self._pipelines[name] = await loop.run_in_executor(
+                self._engine_pool, self._load_and_warm, name
+            )
+
+    async def reload(self, model: str) -> None:
+        """Load a model anew and put it in place of the old one between two batches.
+
+        The old one serves until the new one has drawn its first pictures; when the new one cannot
+        be loaded, it goes on serving and the error is raised.
+        """
+        new = await asyncio.to_thread(self._loaders[model])
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._engine_pool, self._warm_up, new)
+        self._pipelines[model] = new
+        self._run_times = {k: times for k, times in self._run_times.items() if k.model != model}
 
     async def run(self) -> None:
-        """Serve until the broker is closed and empty, then let the last pictures out."""
+        """Serve until the broker has nothing more, then let the last pictures out."""
+        renewing = asyncio.create_task(self._renew_leases())
+        want = Want(tuple(self._pipelines), self._options.max_batch_size)
         try:
-            while (batch := await self._next_batch()) is not None:
-                self._telemetry.batch_close.labels(batch.close_reason).inc()
-                await self._generate(batch.jobs, batch.key)
+            while True:
+                try:
+                    taken = await self._broker.take(want, wait=True)
+                except QueueUnavailable as error:
+                    log_event("queue_away", level=logging.WARNING, error=error.detail)
+                    await asyncio.sleep(_AWAY_S)
+                    continue
+                if taken is None:
+                    break
+                self._telemetry.failed.labels(FailureReason.EXPIRED).inc(taken.num_expired)
+                self._telemetry.cancelled.labels("taken").inc(taken.num_cancelled)
+                if taken.batch is not None:
+                    await self._draw(taken.batch)
             if self._encoding:
                 await asyncio.wait(self._encoding)
         finally:
+            renewing.cancel()
             self._engine_pool.shutdown(wait=False, cancel_futures=True)
             self._encode_pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _next_batch(self) -> Batch | None:
-        """Wait for work; None once there will be no more."""
-        while True:
-            must_wait = not self._batcher.job_ids
-            jobs = await self._broker.take(self._batcher.room, wait=must_wait)
-            if must_wait and not jobs:
-                return None
-            self._batcher.add(jobs)
-            unwanted = await self._broker.cancelled(self._batcher.job_ids)
-            num_dropped = len(self._batcher.drop_cancelled(unwanted))
-            self._telemetry.cancelled.labels("taken").inc(num_dropped)
-            for job in self._batcher.drop_expired():
-                await self._fail(job, FailureReason.EXPIRED)
-            batch = self._batcher.next_batch()
-            if batch is not None:
-                return batch
+    async def _draw(self, batch: Batch) -> None:
+        """Run a batch, in parts where its most urgent job would otherwise come too late."""
+        self._held |= {delivery.job.id: delivery for delivery in batch.deliveries}
+        rest: Batch | None = batch
+        while rest is not None:
+            if rest is not batch:
+                # The part before it took its time.
+                self._unwanted |= await self._renew(rest.deliveries)
+            part, rest = parts_in_time(rest, self._broker.now_s(), self._times_of)
+            self._telemetry.batch_close.labels(part.close_reason).inc()
+            wanted = [d for d in part.deliveries if d.job.id not in self._unwanted]
+            for delivery in part.deliveries:
+                if delivery not in wanted:
+                    self._let_go(delivery)
+            if wanted:
+                await self._generate(wanted, part.key)
 
-    async def _generate(self, jobs: Sequence[Job], key: BatchKey) -> None:
+    def _times_of(self, key: BatchKey) -> RunTimes:
+        return self._run_times.setdefault(key, RunTimes())
+
+    async def _generate(self, deliveries: Sequence[Delivery], key: BatchKey) -> None:
         """Run jobs of one key; on an error, each half by itself."""
         loop = asyncio.get_running_loop()
         dispatched_s = self._broker.now_s()
         started_s = time.perf_counter()
+        self._busy_since_s = time.monotonic()
         try:
-            generated = await loop.run_in_executor(self._engine_pool, self._run_engine, jobs, key)
+            generated = await loop.run_in_executor(
+                self._engine_pool, self._run_engine, deliveries, key
+            )
         except Exception as error:
-            await self._isolate(jobs, key, error)
+            await self._isolate(deliveries, key, error)
             return
-        run_ms = (time.perf_counter() - started_s) * 1000
-        run = _Run(len(jobs), dispatched_s, run_ms, generated.stage_ms)
-        self._note_run(jobs, key, run)
-        for job, pixels_HWC in zip(jobs, generated.images_BHWC, strict=True):
-            task = asyncio.create_task(self._encode_and_reply(job, pixels_HWC, run))
+        finally:
+            self._busy_since_s = None
+        run_s = time.perf_counter() - started_s
+        self._times_of(key).note(len(deliveries), run_s)
+        run = _Run(len(deliveries), dispatched_s, run_s * 1000, generated.stage_ms)
+        self._note_run(deliveries, key, run)
+        for delivery, pixels_HWC in zip(deliveries, generated.images_BHWC, strict=True):
+            task = asyncio.create_task(self._encode_and_reply(delivery, pixels_HWC, run))
             self._encoding.add(task)
             task.add_done_callback(self._encoding.discard)
 
-    def _run_engine(self, jobs: Sequence[Job], key: BatchKey) -> Generated:
+    def _run_engine(self, deliveries: Sequence[Delivery], key: BatchKey) -> Generated:
         """In the engine's thread."""
-        assert self._pipeline is not None, "start() comes before run()"
-        generated = self._pipeline.generate(
-            [job.prompt for job in jobs],
-            [job.seed for job in jobs],
+        generated = self._pipelines[key.model].generate(
+            [delivery.job.prompt for delivery in deliveries],
+            [delivery.job.seed for delivery in deliveries],
             width=key.width,
             height=key.height,
             steps=key.steps,
         )
-        assert len(generated.images_BHWC) == len(jobs), "one picture per job"
+        assert len(generated.images_BHWC) == len(deliveries), "one picture per job"
         return generated
 
-    async def _isolate(self, jobs: Sequence[Job], key: BatchKey, error: Exception) -> None:
+    async def _isolate(
+        self, deliveries: Sequence[Delivery], key: BatchKey, error: Exception
+    ) -> None:
         """Halve a failed batch until the jobs at fault stand alone."""
-        if len(jobs) == 1:
-            log_event("job_failed", level=logging.ERROR, exc=error, job_id=jobs[0].id)
-            await self._fail(jobs[0], FailureReason.ENGINE)
+        if len(deliveries) == 1:
+            log_event("job_failed", level=logging.ERROR, exc=error, job_id=deliveries[0].job.id)
+            await self._fail(deliveries[0], FailureReason.ENGINE)
             return
-        log_event("batch_split", level=logging.WARNING, num_jobs=len(jobs), error=type(error))
+        log_event("batch_split", level=logging.WARNING, num_jobs=len(deliveries), error=type(error))
         self._telemetry.batch_retry.inc()
-        middle = len(jobs) // 2
-        await self._generate(jobs[:middle], key)
-        await self._generate(jobs[middle:], key)
+        middle = len(deliveries) // 2
+        await self._generate(deliveries[:middle], key)
+        await self._generate(deliveries[middle:], key)
 
-    async def _encode_and_reply(self, job: Job, pixels_HWC: NDArray[np.uint8], run: _Run) -> None:
+    async def _encode_and_reply(
+        self, delivery: Delivery, pixels_HWC: NDArray[np.uint8], run: _Run
+    ) -> None:
         loop = asyncio.get_running_loop()
         started_s = time.perf_counter()
+        job = delivery.job
         try:
             image_bytes = await loop.run_in_executor(
                 self._encode_pool, encode_image, pixels_HWC, job.format, job.quality
             )
         except Exception as error:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)
-            await self._fail(job, FailureReason.ENCODER)
+            await self._fail(delivery, FailureReason.ENCODER)
             return
         done = JobDone(
             job_id=job.id,
@@ -179,18 +242,48 @@ class Worker:
             encode_ms=(time.perf_counter() - started_s) * 1000,
             stage_ms=run.stage_ms,
         )
-        if await self._broker.reply(done):
+        if await self._reply(delivery, done):
             self._telemetry.images.inc()
         else:
             self._telemetry.cancelled.labels("running").inc()
 
-    async def _fail(self, job: Job, reason: FailureReason) -> None:
+    async def _fail(self, delivery: Delivery, reason: FailureReason) -> None:
         self._telemetry.failed.labels(reason).inc()
-        await self._broker.reply(JobFailed(job.id, reason))
+        await self._reply(delivery, JobFailed(delivery.job.id, reason))
 
-    def _note_run(self, jobs: Sequence[Job], key: BatchKey, run: _Run) -> None:
+    async def _reply(self, delivery: Delivery, outcome: JobOutcome) -> bool:
+        """Hand an outcome to the broker; while that is away, until the job's deadline."""
+        try:
+            while True:
+                try:
+                    return await self._broker.reply(delivery, outcome)
+                except QueueUnavailable:
+                    if self._broker.now_s() > delivery.job.deadline_s:
+                        return False
+                    await asyncio.sleep(_AWAY_S)
+        finally:
+            self._let_go(delivery)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        self._held.pop(delivery.job.id, None)
+        self._unwanted.discard(delivery.job.id)
+
+    async def _renew_leases(self) -> None:
+        """Say in time, again and again, that what is held is being drawn."""
+        while True:
+            await asyncio.sleep(self._options.lease_s / 3)
+            self._unwanted |= await self._renew(list(self._held.values()))
+            self._unwanted &= self._held.keys()
+
+    async def _renew(self, deliveries: Sequence[Delivery]) -> frozenset[str]:
+        try:
+            return await self._broker.renew(deliveries)
+        except QueueUnavailable:
+            return frozenset()
+
+    def _note_run(self, deliveries: Sequence[Delivery], key: BatchKey, run: _Run) -> None:
         """One log line and one set of metrics per engine run."""
-        queue_s = [run.dispatched_s - job.created_s for job in jobs]
+        queue_s = [run.dispatched_s - delivery.job.created_s for delivery in deliveries]
         for wait_s in queue_s:
             self._telemetry.queue_wait.observe(wait_s)
         self._telemetry.batch_size.observe(run.batch_size)
@@ -206,3 +299,11 @@ class Worker:
             run_ms=round(run.run_ms, 1),
             stage_ms={stage: round(ms, 1) for stage, ms in run.stage_ms.items()},
         )
+
+    def _load_and_warm(self, name: str) -> ImagePipeline:
+        pipeline = self._loaders[name]()
+        self._warm_up(pipeline)
+        return pipeline
+
+    def _warm_up(self, pipeline: ImagePipeline) -> None:
+        pipeline.warm_up(sorted({1, self._options.max_batch_size}))

@@ -27,7 +27,7 @@ from service.brokers.memory import MemoryBroker
 from service.routes.context import AppContext, Phase, Readiness
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
-from service.worker import Worker
+from service.worker import Worker, WorkerOptions
 
 PNG = {"accept": "image/png"}
 
@@ -60,17 +60,17 @@ class Stack:
     def __init__(self, bundle: Path, pipeline: Pipeline, settings: Settings) -> None:
         self.pipeline = GatedPipeline(pipeline)
         self.telemetry = Telemetry()
+        limits = load_limits(bundle)
         self.broker = MemoryBroker(settings.max_queue_depth)
         self.readiness = Readiness(self.telemetry)
         self.worker = Worker(
             self.broker,
-            lambda: self.pipeline,
+            {limits.name: lambda: self.pipeline},
             self.telemetry,
-            max_batch_size=settings.max_batch_size,
-            num_encode_threads=settings.num_encode_threads,
+            WorkerOptions(settings.max_batch_size, settings.num_encode_threads),
         )
         self.app = create_app(
-            AppContext(settings, load_limits(bundle), self.broker, self.telemetry, self.readiness)
+            AppContext(settings, limits, self.broker, self.telemetry, self.readiness)
         )
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://test", timeout=30
@@ -91,7 +91,7 @@ class Stack:
 
     async def queue_depth_reaches(self, num_jobs: int) -> None:
         async with asyncio.timeout(20):
-            while (await self.broker.depth()).num_jobs != num_jobs:
+            while (await self.broker.sweep()).num_jobs != num_jobs:
                 await asyncio.sleep(0.005)
 
     def metric(self, name: str, **labels: str) -> float | None:

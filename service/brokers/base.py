@@ -1,11 +1,16 @@
-"""The broker protocol: what stands between the routes and the worker.
+"""The broker protocol: what stands between the routes and the workers.
 
 Owns the promises that every broker keeps and that one contract suite checks:
 
-- A job that `put` accepted reaches exactly one outcome, whichever of `reply` and `cancel` is first.
-- `put` takes all jobs of a request or none, and refuses once `max_depth` jobs have no outcome.
-- `take` hands out each job once, oldest first.
-- After `close`, `put` refuses, and `take` hands out what is left, then nothing.
+- A job that `put` accepted reaches exactly one terminal state, whichever of a worker's outcome, a
+  cancellation and the deadline comes first; everyone who waits for it hears of that one.
+- `put` takes all jobs of a request or none, refuses once `max_depth` jobs are open, and takes a
+  request once: ids that are known already are not queued again, their outcome is waited for.
+- `take` hands out a batch of one key by the rules of `service.batching`, never more than there is,
+  and never waits for a batch to fill.
+- A job is handed out again when its worker does not renew it within the lease; an outcome counts
+  only with the number of the latest delivery. After `max_deliveries` it fails for good.
+- After `close`, `put` refuses.
 
 Jobs are plain records and outcomes arrive through futures that the broker resolves, so that the
 two sides may live in one process or in many. Knows neither HTTP nor engine.
@@ -18,57 +23,111 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.jobs import Job, JobOutcome
+from service.batching import Batch, Delivery
+from service.jobs import Job, JobOutcome, JobRecord
 
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """Jobs without an outcome, and the age of the oldest (0 when there is none)."""
+    """How full the queue is.
+
+    Attributes:
+        num_jobs: without an outcome.
+        oldest_age_s: of the oldest of them; 0 when there is none.
+        num_expired: ended just now because their deadline had passed.
+        num_workers: alive; None where the worker is part of this process.
+    """
 
     num_jobs: int
     oldest_age_s: float
+    num_expired: int = 0
+    num_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a worker can run now."""
+
+    models: tuple[str, ...]
+    max_jobs: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What `take` found.
+
+    Attributes:
+        batch: None when there is nothing to run.
+        num_expired: jobs that came out too late and were ended instead.
+        num_cancelled: entries that nobody wanted any more.
+    """
+
+    batch: Batch | None
+    num_expired: int = 0
+    num_cancelled: int = 0
 
 
 class Broker(Protocol):
-    """Accepts jobs on one side, hands them out on the other, carries outcomes back."""
+    """Accepts jobs on one side, hands them out on the other, carries outcomes back.
+
+    Raises:
+        QueueUnavailable: from any call, when the queue lives elsewhere and cannot be reached.
+    """
 
     def now_s(self) -> float:
         """The clock that `Job.created_s` and `Job.deadline_s` are read on."""
         ...
 
     async def put(self, jobs: Sequence[Job]) -> list[asyncio.Future[JobOutcome]]:
-        """Accept all jobs or none; one future per job, in order.
+        """Accept all jobs of a request or none; one future per job, in order.
 
         Raises:
             QueueFull: they do not fit; carries the estimated time until the queue is empty.
             Draining: the broker is closed.
+            IdempotencyMismatch: the ids are known, the request was another.
         """
         ...
 
-    async def take(self, max_jobs: int, *, wait: bool) -> list[Job]:
-        """Hand out up to `max_jobs`.
-
-        With `wait`, returns at least one, or none once the broker is closed and empty. Without,
-        returns what is there.
-        """
+    async def watch(self, job_ids: Sequence[str]) -> list[asyncio.Future[JobOutcome] | None]:
+        """Futures of jobs that were put by anyone; None for ids that are not known."""
         ...
 
-    async def cancelled(self, job_ids: Collection[str]) -> frozenset[str]:
-        """Those of the taken jobs that nobody waits for any more."""
+    async def find(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """What is known of jobs, the outcome included as long as it is kept."""
         ...
 
-    async def reply(self, outcome: JobOutcome) -> bool:
-        """Give a job its outcome; False when it already had one."""
+    async def requests_of(self, owner: str, max_requests: int) -> list[str]:
+        """Requests whose outcomes are kept, newest first."""
         ...
 
     async def cancel(self, job_ids: Collection[str]) -> int:
         """End jobs that have no outcome yet; how many of them had not been taken."""
         ...
 
-    async def depth(self) -> QueueDepth:
-        """How many jobs have no outcome yet, and since when."""
+    async def take(self, want: Want, *, wait: bool) -> Taken | None:
+        """Hand out a batch.
+
+        With `wait`, returns once there is something to tell, and None once there will be nothing
+        more. Without, returns what is there.
+        """
+        ...
+
+    async def renew(self, deliveries: Collection[Delivery]) -> frozenset[str]:
+        """Keep the lease on what is being drawn; ids that need not be drawn any more."""
+        ...
+
+    async def reply(self, delivery: Delivery, outcome: JobOutcome) -> bool:
+        """Give a job its outcome; False when it has one, or a newer delivery."""
+        ...
+
+    async def hand_back(self, deliveries: Collection[Delivery]) -> None:
+        """Return jobs undrawn; it does not count as one of their deliveries."""
+        ...
+
+    async def sweep(self) -> QueueDepth:
+        """End what is overdue and say how deep the queue is; to be called every second or so."""
         ...
 
     async def close(self) -> None:
-        """Refuse new jobs from here on."""
+        """Refuse new jobs from here on, and let `take` come to its end."""
         ...

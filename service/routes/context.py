@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
-from service.kept import KeptPictures
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -65,8 +63,3 @@ class AppContext:
     broker: Broker
     telemetry: Telemetry
     readiness: Readiness
-
-    @cached_property
-    def kept(self) -> KeptPictures:
-        """Pictures under an address, as long as the settings allow."""
-        return KeptPictures(self.settings.max_kept_bytes, self.settings.image_ttl_s)

@@ -7,16 +7,19 @@ what an answer tells of them. Knows the broker's protocol, neither a wire format
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import Receive
 
 from service.errors import (
     ClientClosed,
     DeadlineExceeded,
     GenerationFailed,
+    NotFound,
     ProblemError,
     status_of,
 )
@@ -59,8 +62,14 @@ def admission(context: AppContext) -> Iterator[None]:
         raise
 
 
-def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
-    """One job per picture, due within the settings' deadline."""
+def make_jobs(
+    generation: Generation,
+    image_format: ImageFormat,
+    context: AppContext,
+    *,
+    is_kept: bool = False,
+) -> list[Job]:
+    """One job per picture, due within the settings' deadline; kept to be read again, or not."""
     now_s = context.broker.now_s()
     request = new_id()
     return [
@@ -74,6 +83,8 @@ def make_jobs(generation: Generation, image_format: ImageFormat, context: AppCon
             deadline_s=now_s + context.settings.deadline_s,
             quality=generation.quality,
             num_images=len(generation.seeds),
+            keep_s=context.settings.result_ttl_s if is_kept else 0.0,
+            secret=secrets.token_urlsafe(24) if is_kept else "",
         )
         for index, seed in enumerate(generation.seeds)
     ]
@@ -117,6 +128,21 @@ async def _departure(receive: Receive) -> None:
     """Return when the client has gone; its body has been read whole before."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def picture_urls(request: Request, jobs: Sequence[Job], context: AppContext) -> list[str]:
+    """Addresses of pictures that are kept.
+
+    Raises:
+        NotFound: one had to give way to newer ones already.
+    """
+    base = (context.settings.public_url or str(request.base_url)).rstrip("/")
+    urls: list[str] = []
+    for record in await context.broker.find([job.id for job in jobs]):
+        if record is None:
+            raise NotFound("the picture had to give way to newer ones: ask for b64_json")
+        urls.append(f"{base}/v1/images/{record.job.id}.{record.job.secret}")
+    return urls
 
 
 def timing_headers(outcomes: Sequence[JobDone], total_ms: float) -> dict[str, str]:

@@ -33,9 +33,6 @@ async def readyz(request: Request) -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
     context = cast(AppContext, request.app.state.context)
-    depth = await context.broker.depth()
-    context.telemetry.queue_depth.set(depth.num_jobs)
-    context.telemetry.queue_oldest_age.set(depth.oldest_age_s)
     return Response(
         prometheus_client.generate_latest(context.telemetry.registry),
         media_type=prometheus_client.CONTENT_TYPE_LATEST,

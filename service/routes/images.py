@@ -6,6 +6,7 @@ Owns the walk between OpenAI's wire form and the jobs that every surface shares.
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
@@ -15,10 +16,9 @@ import pybase64
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from service.errors import NotFound, PictureTooLarge
+from service.errors import NotFound
 from service.images import MEDIA_TYPES
 from service.jobs import JobDone
-from service.kept import KeptPicture
 from service.openai_wire import (
     ImagesGeneration,
     ImagesRequest,
@@ -27,7 +27,13 @@ from service.openai_wire import (
     parse_images,
 )
 from service.routes.context import AppContext
-from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
+from service.routes.drawing import (
+    admission,
+    make_jobs,
+    picture_urls,
+    timing_headers,
+    wait_for,
+)
 
 router = APIRouter(tags=["images"])
 
@@ -57,7 +63,7 @@ async def create_images(request: Request) -> Response:
     context = cast(AppContext, request.app.state.context)
     with admission(context):
         asked = parse_images(await request.body(), context.limits)
-        jobs = make_jobs(asked.generation, asked.generation.format, context)
+        jobs = make_jobs(asked.generation, asked.generation.format, context, is_kept=asked.is_url)
         futures = await context.broker.put(jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
@@ -68,7 +74,10 @@ async def create_images(request: Request) -> Response:
             media_type="text/event-stream",
             headers={**headers, "cache-control": "no-store"},
         )
-    data = [_entry(request, context, asked, done) for done in outcomes]
+    if asked.is_url:
+        data = [{"url": url} for url in await picture_urls(request, jobs, context)]
+    else:
+        data = [{"b64_json": _base64(done)} for done in outcomes]
     body = images_body(created, asked, data)
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
@@ -77,12 +86,16 @@ async def create_images(request: Request) -> Response:
 async def read_image(name: str, request: Request) -> Response:
     """A picture that was answered as an address, as long as it is kept."""
     context = cast(AppContext, request.app.state.context)
-    picture = context.kept.find(name)
-    if picture is None:
+    job_id, _, secret = name.rpartition(".")
+    (record,) = await context.broker.find([job_id])
+    is_theirs = record is not None and hmac.compare_digest(
+        record.job.secret.encode(), secret.encode()
+    )
+    if record is None or not is_theirs or not isinstance(record.outcome, JobDone) or not secret:
         raise NotFound("no such picture, or it is not kept any longer")
     return Response(
-        picture.content,
-        media_type=picture.media_type,
+        record.outcome.image_bytes,
+        media_type=MEDIA_TYPES[record.job.format],
         headers={"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"},
     )
 
@@ -98,23 +111,6 @@ async def _events(
     for done in outcomes:
         event = completed_event(created, asked, _base64(done))
         yield b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
-
-
-def _entry(
-    request: Request, context: AppContext, asked: ImagesGeneration, done: JobDone
-) -> dict[str, str]:
-    if not asked.is_url:
-        return {"b64_json": _base64(done)}
-    media_type = MEDIA_TYPES[asked.generation.format]
-    name = context.kept.keep(KeptPicture(done.image_bytes, media_type))
-    if name is None:
-        raise PictureTooLarge(
-            "the picture is larger than what the service may keep: ask for b64_json",
-            field="response_format",
-            allowed=["b64_json"],
-        )
-    base = context.settings.public_url or str(request.base_url)
-    return {"url": f"{base.rstrip('/')}/v1/images/{name}"}
 
 
 def _base64(done: JobDone) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
+from redis_server import RedisServer
 
 if TYPE_CHECKING:
     from service_stack import Stack
@@ -58,3 +60,19 @@ async def stack(bundle: Path, pipeline: Pipeline) -> AsyncIterator[Stack]:
 
     async with running(bundle, pipeline) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all; each test finds it empty through `redis_url`."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of an empty server."""
+    with redis.Redis(port=redis_server.port) as client:
+        client.flushall()
+    return redis_server.url

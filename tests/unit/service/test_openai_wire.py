@@ -9,7 +9,6 @@ import pytest
 from service_fixtures import SIZE_PX, make_limits
 
 from service.errors import STATUS_TABLE, InvalidRequest, ProblemError, QueueFull
-from service.kept import KeptPicture, KeptPictures
 from service.openai_wire import ImagesRequest, error_document, parse_images
 from service.schemas import MAX_SEED
 
@@ -112,28 +111,3 @@ def test_every_error_has_an_envelope(kind: type[ProblemError]) -> None:
 
 def test_a_full_queue_is_a_rate_limit_to_openais_clients() -> None:
     assert error_document(QueueFull("why"))["error"]["type"] == "rate_limit_error"
-
-
-class _Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def test_a_kept_picture_grows_old() -> None:
-    clock = _Clock()
-    kept = KeptPictures(100, ttl_s=10, clock=clock)
-    picture = KeptPicture(b"x" * 10, "image/png")
-    name = kept.keep(picture)
-    assert name is not None and len(name) >= 32
-    assert kept.find(name) == picture
-    clock.now_s = 10.1
-    assert kept.find(name) is None
-
-
-def test_kept_pictures_give_way_to_new_ones_within_their_memory() -> None:
-    kept = KeptPictures(25, ttl_s=10)
-    names = [kept.keep(KeptPicture(b"x" * 10, "image/png")) for _ in range(3)]
-    assert [kept.find(str(name)) is not None for name in names] == [False, True, True]
-    assert kept.keep(KeptPicture(b"x" * 26, "image/png")) is None

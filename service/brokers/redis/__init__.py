@@ -1,0 +1,5 @@
+"""The broker in Redis: any number of API and worker processes meet in one queue."""
+
+from service.brokers.redis.broker import RedisBroker, RedisOptions
+
+__all__ = ["RedisBroker", "RedisOptions"]
