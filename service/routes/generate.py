@@ -18,13 +18,16 @@ from service.errors import (
     STATUS_TABLE,
     BodyTooLarge,
     DeadlineExceeded,
+    Forbidden,
     GenerationFailed,
     InvalidRequest,
     NotReady,
     QueueFull,
+    Unauthorized,
 )
 from service.images import MEDIA_TYPES
 from service.jobs import ImageFormat, JobDone
+from service.routes.access import put_as_principal
 from service.routes.context import AppContext
 from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
 from service.schemas import GenerateRequest, Generation, parse_generation
@@ -51,7 +54,7 @@ _OPENAPI: dict[str, Any] = {
                 "content": {"application/problem+json": {}},
             }
             for kind in (
-                *(InvalidRequest, BodyTooLarge, QueueFull),
+                *(InvalidRequest, Unauthorized, Forbidden, BodyTooLarge, QueueFull),
                 *(GenerationFailed, NotReady, DeadlineExceeded),
             )
         },
@@ -68,7 +71,7 @@ async def generate(request: Request) -> Response:
         generation = parse_generation(await request.body(), context.limits)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
         jobs = make_jobs(generation, image_format or generation.format, context)
-        futures = await context.broker.put(jobs)
+        jobs, futures = await put_as_principal(request, generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     total_ms = (time.perf_counter() - started_s) * 1000
     headers = timing_headers(outcomes, total_ms)

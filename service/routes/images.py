@@ -26,6 +26,7 @@ from service.openai_wire import (
     images_body,
     parse_images,
 )
+from service.routes.access import put_as_principal
 from service.routes.context import AppContext
 from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
 
@@ -58,7 +59,7 @@ async def create_images(request: Request) -> Response:
     with admission(context):
         asked = parse_images(await request.body(), context.limits)
         jobs = make_jobs(asked.generation, asked.generation.format, context)
-        futures = await context.broker.put(jobs)
+        jobs, futures = await put_as_principal(request, asked.generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
     created = int(time.time())
