@@ -1,6 +1,7 @@
 """Raw ASGI middleware that decides who a request comes from before any route sees it.
 
-Owns which paths are open, where a key is looked for, and what pages of other origins may do. Leaves `Principal` in `scope["state"]["principal"]`. Knows no route's wire format.
+Owns which paths are open, where a key is looked for, and what pages of other origins may do. Leaves
+`Principal` in `scope["state"]["principal"]`. Knows no route's wire format.
 """
 
 from __future__ import annotations

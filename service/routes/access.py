@@ -1,7 +1,7 @@
 """What a sender may do and spend, on the way from a checked request to the queue.
 
-Owns the order of these checks, their refusals, the job's owner and priority, and the header that
-tells what is left. Knows the limiter's and the broker's protocols, never a key.
+Owns these checks, their refusals and the header that tells what is left. Knows the limiter's and
+the broker's protocols, never a key.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import MutableMapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
-from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from service.errors import Forbidden, ProblemError, QuotaExceeded, RateLimited
-from service.jobs import Job, JobOutcome
+from service.jobs import Job, JobOutcome, Priority
 from service.limits.base import Claim, Decision, Verdict
 from service.principal import Principal
 from service.routes.context import AppContext
@@ -27,59 +26,69 @@ OPEN_MARGIN_S = 5.0
 _PRIORITY_NAMES = {priority: name for name, priority in PRIORITIES.items()}
 
 
-def principal_of(request: Request) -> Principal:
-    """Who sends this request; the middleware has made sure of it."""
+def principal_of(request: HTTPConnection) -> Principal:
+    """Who sends this request or opens this WebSocket; the middleware has made sure of it."""
     return cast(Principal, request.scope["state"]["principal"])
 
 
-async def put_as_principal(
-    request: Request, generation: Generation, jobs: Sequence[Job]
-) -> tuple[list[Job], list[asyncio.Future[JobOutcome]]]:
-    """Queue a request's jobs in its sender's name, within what that one may do and spend.
-
-    Returns:
-        the jobs as they were queued, and their futures.
+def check_model(principal: Principal, model: str) -> None:
+    """Return when the sender may use the model.
 
     Raises:
-        Forbidden: the model, the priority or the request's cost is beyond the sender.
-        RateLimited: too much within a short time.
-        QuotaExceeded: too much within a day.
-        QueueFull: nothing is charged then.
+        Forbidden: it is not on the key's list.
     """
-    context = cast(AppContext, request.app.state.context)
-    principal = principal_of(request)
-    _check_model(principal, generation.key.model)
-    priority = principal.priority if generation.priority is None else generation.priority
-    if priority < principal.priority:
-        name = _PRIORITY_NAMES[principal.priority]
-        raise Forbidden(
-            f"priority: this API key draws at {name} priority; leave the field out",
-            field="priority",
-            allowed=[name],
-        )
-    owned = [replace(job, owner=principal.owner, priority=priority) for job in jobs]
-    if principal.allowance.is_unlimited:
-        return owned, await context.broker.put(owned)
-    claim = _claim(principal, generation, owned, context)
-    await _take(claim, context, request.scope["state"])
-    try:
-        futures = await context.broker.put(owned)
-    except BaseException:
-        await context.limiter.give_back(claim)
-        raise
-    if principal.allowance.max_open_pictures:
-        for job, future in zip(owned, futures, strict=True):
-            _release_at_end(job, future, context)
-    return owned, futures
-
-
-def _check_model(principal: Principal, model: str) -> None:
     if not principal.may_use(model):
         raise Forbidden(
             f"model: this API key may not use {model}",
             field="model",
             allowed=list(principal.models or ()),
         )
+
+
+def priority_for(principal: Principal, generation: Generation) -> Priority:
+    """The key's priority, or the lower one that the request names.
+
+    Raises:
+        Forbidden: the request names a higher one.
+    """
+    if generation.priority is None:
+        return principal.priority
+    if generation.priority < principal.priority:
+        name = _PRIORITY_NAMES[principal.priority]
+        raise Forbidden(
+            f"priority: this API key draws at {name} priority; leave the field out",
+            field="priority",
+            allowed=[name],
+        )
+    return generation.priority
+
+
+async def put_within_limits(
+    request: HTTPConnection, generation: Generation, jobs: Sequence[Job]
+) -> list[asyncio.Future[JobOutcome]]:
+    """Queue a request's jobs if its sender may spend so much; one future per job, in order.
+
+    Raises:
+        Forbidden: the request costs more than the sender may ever spend at once.
+        RateLimited: too much within a short time.
+        QuotaExceeded: too much within a day.
+        QueueFull: nothing is charged then.
+    """
+    context = cast(AppContext, request.app.state.context)
+    principal = principal_of(request)
+    if principal.allowance.is_unlimited:
+        return await context.broker.put(jobs)
+    claim = _claim(principal, generation, jobs, context)
+    await _take(claim, context, request.scope["state"])
+    try:
+        futures = await context.broker.put(jobs)
+    except BaseException:
+        await context.limiter.give_back(claim)
+        raise
+    if principal.allowance.max_open_pictures:
+        for job, future in zip(jobs, futures, strict=True):
+            _release_at_end(job, future, context)
+    return futures
 
 
 def _claim(

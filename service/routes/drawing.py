@@ -21,6 +21,8 @@ from service.errors import (
     status_of,
 )
 from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome, job_id
+from service.principal import Principal
+from service.routes.access import check_model, priority_for
 from service.routes.context import AppContext
 from service.schemas import Generation
 from service.telemetry import new_id
@@ -59,8 +61,16 @@ def admission(context: AppContext) -> Iterator[None]:
         raise
 
 
-def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
-    """One job per picture, due within the settings' deadline."""
+def make_jobs(
+    generation: Generation, image_format: ImageFormat, context: AppContext, principal: Principal
+) -> list[Job]:
+    """One job per picture, in its sender's name, due within the settings' deadline.
+
+    Raises:
+        Forbidden: the sender may not use the model, or not at this priority.
+    """
+    check_model(principal, generation.key.model)
+    priority = priority_for(principal, generation)
     now_s = context.broker.now_s()
     request = new_id()
     return [
@@ -73,6 +83,8 @@ def make_jobs(generation: Generation, image_format: ImageFormat, context: AppCon
             created_s=now_s,
             deadline_s=now_s + context.settings.deadline_s,
             quality=generation.quality,
+            owner=principal.owner,
+            priority=priority,
             num_images=len(generation.seeds),
         )
         for index, seed in enumerate(generation.seeds)

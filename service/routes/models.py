@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request
 
-from service.errors import Forbidden, NotFound
-from service.routes.access import principal_of
+from service.errors import NotFound
+from service.routes.access import check_model, principal_of
 from service.routes.context import AppContext
 
 router = APIRouter(tags=["models"])
@@ -27,13 +27,7 @@ async def read_model(name: str, request: Request) -> dict[str, Any]:
     model = _describe(request)
     if name != model["id"]:
         raise NotFound("no such model", field="model", allowed=[model["id"]])
-    principal = principal_of(request)
-    if not principal.may_use(name):
-        raise Forbidden(
-            f"model: this API key may not use {name}",
-            field="model",
-            allowed=list(principal.models or ()),
-        )
+    check_model(principal_of(request), name)
     return model
 
 
