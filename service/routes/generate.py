@@ -71,7 +71,7 @@ async def generate(request: Request) -> Response:
         generation = parse_generation(await request.body(), context.limits)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
         jobs = make_jobs(
-            generation, image_format or generation.format, principal_of(request), context
+            generation, image_format or generation.format, context, principal_of(request)
         )
         futures = await put_within_limits(request, generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)

@@ -58,7 +58,7 @@ async def create_images(request: Request) -> Response:
     context = cast(AppContext, request.app.state.context)
     with admission(context):
         asked = parse_images(await request.body(), context.limits)
-        jobs = make_jobs(asked.generation, asked.generation.format, principal_of(request), context)
+        jobs = make_jobs(asked.generation, asked.generation.format, context, principal_of(request))
         futures = await put_within_limits(request, asked.generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
