@@ -14,18 +14,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from engines.errors import EnginesError
 from engines.pipeline import Pipeline
 from engines.spec import ModelSpec
 from engines.tokenizer import Tokenizer
-from service.app import create_app
+from service.app import create_admin_app, create_app
 from service.brokers.base import Broker
 from service.brokers.memory import MemoryBroker
+from service.commands import keys
 from service.errors import QueueUnavailable, StartError
 from service.jobs import FailureReason
 from service.routes.context import AppContext, Phase, Readiness
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command == "keys":
+            return keys.run(arguments)
         settings = load_settings(
             host=arguments.host,
             port=arguments.port,
@@ -54,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         configure_logging(settings.log_level)
         limits = load_limits(settings.model)
-        with _listen(settings) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with (
+            _listen(settings.host, settings.port) as listener,
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             return runner.run(serve(settings, limits, listener))
     except (StartError, EnginesError) as error:
         print(f"onestep: {error}", file=sys.stderr)
@@ -107,22 +114,14 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
         telemetry,
         WorkerOptions(settings.max_batch_size, settings.num_encode_threads),
     )
-    app = create_app(AppContext(settings, limits, broker, telemetry, readiness))
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    context = AppContext(settings, limits, broker, telemetry, readiness)
     stop = asyncio.Event()
     _on_signals(stop)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    sweeping = asyncio.create_task(sweep_forever(broker, telemetry))
-    try:
+    async with (
+        _answering(create_app(context), listener) as serving,
+        _answering_operators(context),
+        _sweeping(broker, telemetry),
+    ):
         await worker.start()
         readiness.set(Phase.READY, "")
         _announce(settings, limits, listener)
@@ -133,24 +132,60 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
         readiness.set(Phase.DRAINING, "the service is shutting down")
         await broker.close()
         return await _drain(working, settings.deadline_s + DRAIN_MARGIN_S)
+
+
+@contextlib.asynccontextmanager
+async def _answering(app: ASGIApp, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """Answer requests on a listener until the end of the block."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield serving
     finally:
-        sweeping.cancel()
         server.should_exit = True
         await serving
 
 
-async def sweep_forever(broker: Broker, telemetry: Telemetry) -> None:
-    """End what is overdue, and show how deep the queue is."""
-    while True:
-        try:
-            depth = await broker.sweep()
-        except QueueUnavailable:
-            depth = None
-        if depth is not None:
-            telemetry.queue_depth.set(depth.num_jobs)
-            telemetry.queue_oldest_age.set(depth.oldest_age_s)
-            telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
-        await asyncio.sleep(SWEEP_S)
+@contextlib.asynccontextmanager
+async def _sweeping(broker: Broker, telemetry: Telemetry) -> AsyncIterator[None]:
+    """End what is overdue and show how deep the queue is, until the end of the block."""
+
+    async def sweep_forever() -> None:
+        while True:
+            with contextlib.suppress(QueueUnavailable):
+                depth = await broker.sweep()
+                telemetry.queue_depth.set(depth.num_jobs)
+                telemetry.queue_oldest_age.set(depth.oldest_age_s)
+                telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
+            await asyncio.sleep(SWEEP_S)
+
+    task = asyncio.create_task(sweep_forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _answering_operators(context: AppContext) -> AsyncIterator[None]:
+    """Answer on the operators' own port, where one is set."""
+    settings = context.settings
+    if settings.admin_port is None:
+        yield
+        return
+    with _listen(settings.admin_host, settings.admin_port, "ONESTEP_ADMIN_") as listener:
+        async with _answering(create_admin_app(context), listener):
+            log_event("metrics_served", host=settings.admin_host, port=listener.getsockname()[1])
+            yield
 
 
 async def _drain(working: asyncio.Task[None], timeout_s: float) -> int:
@@ -189,15 +224,15 @@ def _on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, handle, number)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(host: str, port: int, setting: str = "") -> socket.socket:
     """Bind before anything is loaded: a taken port must stop the start at once."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        names = f"{setting}HOST and {setting}PORT" if setting else "--host and --port"
         raise StartError(
-            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}): "
-            "choose another with --host and --port"
+            f"cannot listen on {host} port {port} ({error.strerror}): choose another with {names}"
         ) from error
 
 
@@ -244,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="serve a bundle whose check failed or is of other graphs",
     )
+    keys.add_parser(commands)
     return parser
 
 

@@ -15,6 +15,7 @@ from typing import cast
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
@@ -25,32 +26,86 @@ from service.errors import (
     MethodNotAllowed,
     NotFound,
     ProblemError,
+    QuotaExceeded,
+    Unauthorized,
     problem_document,
     retry_headers,
     status_of,
 )
+from service.middleware import AuthMiddleware, cors_options
 from service.openai_wire import error_document
-from service.routes import generate, health, images, models, playground
+from service.routes import docs, generate, health, images, metrics, models, playground
 from service.routes.context import AppContext
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Clients of this API read errors in its own envelope.
-_OPENAI_PATHS = "/v1/images/"
+_OPENAI_PATHS = ("/v1/images/", "/v1/models")
+# On every answer. How long browsers insist on TLS is for the proxy to say that speaks it.
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
 
 
 def create_app(context: AppContext) -> FastAPI:
-    """Compose the application around one process's parts."""
-    app = FastAPI(title="onestep", description="Pictures from text in one step.", redoc_url=None)
-    app.state.context = context
+    """Compose the application around one process's parts.
+
+    Raises:
+        StartError: the keys file is missing or damaged.
+    """
+    settings = context.settings
+    app = _plain_app(context)
     for module in (generate, images, models, health, playground):
         app.include_router(module.router)
-    app.add_exception_handler(ProblemError, _answer_problem)
-    app.add_exception_handler(HTTPException, _answer_http_error)
+    if settings.admin_port is None:
+        app.include_router(metrics.router)
+    if settings.docs:
+        app.include_router(docs.router)
+    docs.describe_keys(app)
     # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        AuthMiddleware,
+        keys=context.keys,
+        anonymous=context.anonymous,
+        origins=settings.cors_origins,
+        answer=problem_response,
+    )
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
+    app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
+    return app
+
+
+def create_admin_app(context: AppContext) -> FastAPI:
+    """What only operators may reach, for a port of its own: metrics, and health beside them.
+
+    It asks for no key: whoever reaches the port may read it.
+    """
+    app = _plain_app(context, openapi_url=None)
+    for module in (health, metrics):
+        app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.settings.max_body_bytes)
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
+    return app
+
+
+def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -> FastAPI:
+    """An application without routes that answers errors as this service does."""
+    app = FastAPI(
+        title="onestep",
+        description="Pictures from text in one step.",
+        openapi_url=openapi_url,
+        # FastAPI's own page loads its script from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = context
+    app.add_exception_handler(ProblemError, _answer_problem)
+    app.add_exception_handler(HTTPException, _answer_http_error)
     return app
 
 
@@ -63,6 +118,11 @@ def problem_response(error: ProblemError, scope: Scope) -> Response:
     if isinstance(error, DeadlineExceeded):
         # The client has waited its time; the `openai` one would ask twice more of a busy service.
         headers["x-should-retry"] = "false"
+    if isinstance(error, QuotaExceeded):
+        # Retry-After is capped; before midnight nothing changes.
+        headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = 'Bearer realm="onestep"'
     if isinstance(error, BodyTooLarge):
         # The rest of the body stays unread, so the connection cannot be used again.
         headers["connection"] = "close"
@@ -92,7 +152,10 @@ async def _answer_http_error(request: Request, exc: Exception) -> Response:
 
 
 class RequestMiddleware:
-    """Request id, metrics, and the last resort for an unforeseen exception."""
+    """Request id, security headers, metrics, and the last resort for an unforeseen exception.
+
+    Headers that a route leaves in `scope["state"]["headers"]` go out with whatever is answered.
+    """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
@@ -114,8 +177,12 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = message.get("headers", [])
+                given = {name for name, _ in headers}
                 message["headers"] = [
-                    *message.get("headers", []),
+                    *headers,
+                    *(header for header in _SECURITY_HEADERS if header[0] not in given),
+                    *state.get("headers", ()),
                     (b"x-request-id", request_id.encode("ascii")),
                 ]
             await send(message)

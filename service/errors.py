@@ -4,11 +4,15 @@
     ├── StartError           the command cannot start (settings, port); exit status 2
     └── ProblemError         answered to a client
         ├── InvalidRequest     400
+        ├── Unauthorized       401, with WWW-Authenticate
+        ├── Forbidden          403, the key may not do this
         ├── NotFound           404
         ├── MethodNotAllowed   405
         ├── BodyTooLarge       413
         ├── IdempotencyMismatch 422, the key came with another request before
         ├── QueueFull          429, with Retry-After
+        ├── RateLimited        429, with Retry-After
+        ├── QuotaExceeded      429, nothing more today
         ├── ClientClosed       499, the client left before its picture was done
         ├── InternalError      500, a defect of the service
         ├── GenerationFailed   500, the engine or encoder failed on this job alone
@@ -67,6 +71,14 @@ class InvalidRequest(ProblemError):
     """A field is missing, unknown or out of range, or the body is no JSON object."""
 
 
+class Unauthorized(ProblemError):
+    """An API key is needed, and none came or one that is not good."""
+
+
+class Forbidden(ProblemError):
+    """The sender is known and may not do this."""
+
+
 class NotFound(ProblemError):
     """No such path."""
 
@@ -85,6 +97,14 @@ class IdempotencyMismatch(ProblemError):
 
 class QueueFull(ProblemError):
     """The queue is as deep as it may become."""
+
+
+class RateLimited(ProblemError):
+    """More than the sender's rate, or more open pictures than it may have."""
+
+
+class QuotaExceeded(ProblemError):
+    """The sender has spent what it may in a day."""
 
 
 class ClientClosed(ProblemError):
@@ -126,11 +146,15 @@ class Status:
 
 STATUS_TABLE: dict[type[ProblemError], Status] = {
     InvalidRequest: Status(400, "invalid_request", "Invalid request"),
+    Unauthorized: Status(401, "unauthorized", "Unauthorized"),
+    Forbidden: Status(403, "forbidden", "Forbidden"),
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
     IdempotencyMismatch: Status(422, "idempotency_mismatch", "Idempotency key used before"),
     QueueFull: Status(429, "queue_full", "Queue full"),
+    RateLimited: Status(429, "rate_limited", "Rate limited"),
+    QuotaExceeded: Status(429, "quota_exceeded", "Quota exceeded"),
     ClientClosed: Status(499, "client_closed", "Client closed the request"),
     InternalError: Status(500, "internal_error", "Internal error"),
     GenerationFailed: Status(500, "generation_failed", "Generation failed"),

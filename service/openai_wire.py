@@ -5,7 +5,7 @@ which are refused with the reason. What remains is one of `service.schemas`' req
 against the served model. A prompt never appears in an error text.
 
 Source: OpenAI API reference, images; `seed`, `num_inference_steps`, `guidance_scale` and
-`negative_prompt` are the extra names that SGLang and vLLM-Omni share.
+`negative_prompt` are the extra names that SGLang and vLLM-Omni share, `priority` is our own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from service.schemas import (
     GenerateRequest,
     Generation,
     ModelLimits,
+    PriorityName,
     allowed_values,
     first_refusal,
     resolve,
@@ -81,6 +82,9 @@ class ImagesRequest(BaseModel):
     )
     negative_prompt: str | None = Field(
         default=None, description="Needs guidance, which a distilled student lacks: empty."
+    )
+    priority: PriorityName | None = Field(
+        default=None, description="Background lets others go first. Default: the API key's."
     )
 
 
@@ -148,6 +152,7 @@ def _as_generate(request: ImagesRequest) -> GenerateRequest:
         "num_images": request.n or 1,
         "format": request.output_format or "png",
         "quality": request.output_compression,
+        "priority": request.priority,
     }
     if request.size not in (None, "auto"):
         match = _SIZE.fullmatch(request.size)
@@ -176,7 +181,7 @@ def _sizes(limits: ModelLimits) -> list[str]:
 
 def _allowed(limits: ModelLimits) -> dict[str, object]:
     theirs = allowed_values(limits)
-    shared = {name: theirs[name] for name in ("prompt", "model", "seed")}
+    shared = {name: theirs[name] for name in ("prompt", "model", "seed", "priority")}
     renamed = {_NAMES[name]: theirs[name] for name in ("steps", "format", "quality")}
     return {
         **shared,

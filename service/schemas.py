@@ -10,12 +10,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
-from service.jobs import BatchKey, ImageFormat
+from service.jobs import BatchKey, ImageFormat, Priority
+
+PriorityName = Literal["interactive", "background"]
+PRIORITIES: dict[str, Priority] = {
+    "interactive": Priority.INTERACTIVE,
+    "background": Priority.BACKGROUND,
+}
 
 MAX_SEED = 2**32 - 1
 MAX_NUM_IMAGES = 16
@@ -66,6 +72,9 @@ class GenerateRequest(BaseModel):
     quality: int | None = Field(
         default=None, ge=0, le=100, description="Of jpeg and webp; png is always exact."
     )
+    priority: PriorityName | None = Field(
+        default=None, description="Background lets others go first. Default: the API key's."
+    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,12 @@ class Generation:
     is_format_given: bool
     num_tokens: int
     quality: int | None = None
+    priority: Priority | None = None
+
+    @property
+    def num_pixel_steps(self) -> int:
+        """What the request costs: pixels of all pictures, through all steps."""
+        return self.key.width * self.key.height * self.key.steps * len(self.seeds)
 
 
 def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
@@ -111,6 +126,7 @@ def allowed_values(limits: ModelLimits) -> dict[str, object]:
         "num_images": {"min": 1, "max": MAX_NUM_IMAGES},
         "format": list(get_args(ImageFormat)),
         "quality": {"min": 0, "max": 100},
+        "priority": list(PRIORITIES),
     }
 
 
@@ -180,6 +196,7 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         is_format_given="format" in request.model_fields_set,
         num_tokens=num_tokens,
         quality=request.quality,
+        priority=None if request.priority is None else PRIORITIES[request.priority],
     )
 
 

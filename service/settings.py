@@ -7,15 +7,17 @@ field's name. Knows nothing of what the values are used for.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartError
 
 ENV_PREFIX = "ONESTEP_"
+_ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
 class Settings(BaseSettings):
@@ -43,7 +45,34 @@ class Settings(BaseSettings):
         default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
     )
     num_encode_threads: int = Field(default=2, ge=1)
+    keys_file: Path | None = Field(default=None, description="API keys; unset: none are asked")
+    rate_pixel_steps_per_s: int = Field(default=0, ge=0, le=2**31, description="0: no limit")
+    burst_pixel_steps: int = Field(default=0, ge=0, le=2**31, description="0: 10 s of the rate")
+    daily_pixel_steps: int = Field(default=0, ge=0, le=2**50, description="0: no limit")
+    max_open_pictures: int = Field(default=0, ge=0, description="per owner; 0: no limit")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="pages of which origins may call, separated by commas; * for all"
+    )
+    docs: bool = Field(default=True, description="serve the page /docs")
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(
+        default=None, ge=0, le=65535, description="of /metrics; unset: the main port has it"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, given: object) -> object:
+        if isinstance(given, str):
+            given = tuple(part.strip() for part in given.split(",") if part.strip())
+        if isinstance(given, tuple):
+            for origin in given:
+                # A path or a slash at the end would never equal what a browser sends.
+                if origin != "*" and not _ORIGIN.fullmatch(origin):
+                    raise ValueError(
+                        f"{origin!r} is no origin: write https://host or https://host:port"
+                    )
+        return given
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -5,11 +5,16 @@ Owns the process's phase as the outside sees it. Knows no web framework.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
+from service.auth import KeyRing
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
+from service.limits.base import Limiter
+from service.limits.memory import MemoryLimiter
+from service.principal import Allowance, Principal
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -63,3 +68,27 @@ class AppContext:
     broker: Broker
     telemetry: Telemetry
     readiness: Readiness
+    limiter: Limiter = field(default_factory=MemoryLimiter)
+
+    @cached_property
+    def anonymous(self) -> Principal:
+        """Everyone, where no keys are asked: all share the settings' allowance."""
+        settings = self.settings
+        return Principal(
+            allowance=Allowance(
+                settings.rate_pixel_steps_per_s,
+                settings.burst_pixel_steps,
+                settings.daily_pixel_steps,
+                settings.max_open_pictures,
+            )
+        )
+
+    @cached_property
+    def keys(self) -> KeyRing | None:
+        """The API keys, or None where none are asked.
+
+        Raises:
+            StartError: their file is missing or damaged.
+        """
+        path = self.settings.keys_file
+        return None if path is None else KeyRing(path, self.anonymous.allowance)

@@ -24,6 +24,8 @@ from service.errors import (
     status_of,
 )
 from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome, job_id
+from service.principal import Principal
+from service.routes.access import check_model, priority_for
 from service.routes.context import AppContext
 from service.schemas import Generation
 from service.telemetry import new_id
@@ -66,10 +68,19 @@ def make_jobs(
     generation: Generation,
     image_format: ImageFormat,
     context: AppContext,
+    principal: Principal,
     *,
     is_kept: bool = False,
 ) -> list[Job]:
-    """One job per picture, due within the settings' deadline; kept to be read again, or not."""
+    """One job per picture, in its sender's name, due within the settings' deadline.
+
+    With `is_kept` their outcomes can be read for a while, too.
+
+    Raises:
+        Forbidden: the sender may not use the model, or not at this priority.
+    """
+    check_model(principal, generation.key.model)
+    priority = priority_for(principal, generation)
     now_s = context.broker.now_s()
     request = new_id()
     return [
@@ -82,6 +93,8 @@ def make_jobs(
             created_s=now_s,
             deadline_s=now_s + context.settings.deadline_s,
             quality=generation.quality,
+            owner=principal.owner,
+            priority=priority,
             num_images=len(generation.seeds),
             keep_s=context.settings.result_ttl_s if is_kept else 0.0,
             secret=secrets.token_urlsafe(24) if is_kept else "",

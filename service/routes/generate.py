@@ -18,13 +18,16 @@ from service.errors import (
     STATUS_TABLE,
     BodyTooLarge,
     DeadlineExceeded,
+    Forbidden,
     GenerationFailed,
     InvalidRequest,
     NotReady,
     QueueFull,
+    Unauthorized,
 )
 from service.images import MEDIA_TYPES
 from service.jobs import ImageFormat, JobDone
+from service.routes.access import principal_of, put_within_limits
 from service.routes.context import AppContext
 from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
 from service.schemas import GenerateRequest, Generation, parse_generation
@@ -51,7 +54,7 @@ _OPENAPI: dict[str, Any] = {
                 "content": {"application/problem+json": {}},
             }
             for kind in (
-                *(InvalidRequest, BodyTooLarge, QueueFull),
+                *(InvalidRequest, Unauthorized, Forbidden, BodyTooLarge, QueueFull),
                 *(GenerationFailed, NotReady, DeadlineExceeded),
             )
         },
@@ -67,8 +70,10 @@ async def generate(request: Request) -> Response:
     with admission(context):
         generation = parse_generation(await request.body(), context.limits)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
-        jobs = make_jobs(generation, image_format or generation.format, context)
-        futures = await context.broker.put(jobs)
+        jobs = make_jobs(
+            generation, image_format or generation.format, context, principal_of(request)
+        )
+        futures = await put_within_limits(request, generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     total_ms = (time.perf_counter() - started_s) * 1000
     headers = timing_headers(outcomes, total_ms)

@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics.
+"""Liveness and readiness.
 
 Liveness says only that the event loop turns, never how busy the engine is.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
-import prometheus_client
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from service.routes.context import AppContext
 
@@ -27,13 +26,3 @@ async def readyz(request: Request) -> dict[str, str]:
     context = cast(AppContext, request.app.state.context)
     context.readiness.check()
     return {"status": "ready", "model": context.limits.name}
-
-
-@router.get("/metrics", include_in_schema=False)
-async def metrics(request: Request) -> Response:
-    """Prometheus text format."""
-    context = cast(AppContext, request.app.state.context)
-    return Response(
-        prometheus_client.generate_latest(context.telemetry.registry),
-        media_type=prometheus_client.CONTENT_TYPE_LATEST,
-    )

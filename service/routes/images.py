@@ -26,6 +26,7 @@ from service.openai_wire import (
     images_body,
     parse_images,
 )
+from service.routes.access import principal_of, put_within_limits
 from service.routes.context import AppContext
 from service.routes.drawing import (
     admission,
@@ -63,8 +64,14 @@ async def create_images(request: Request) -> Response:
     context = cast(AppContext, request.app.state.context)
     with admission(context):
         asked = parse_images(await request.body(), context.limits)
-        jobs = make_jobs(asked.generation, asked.generation.format, context, is_kept=asked.is_url)
-        futures = await context.broker.put(jobs)
+        jobs = make_jobs(
+            asked.generation,
+            asked.generation.format,
+            context,
+            principal_of(request),
+            is_kept=asked.is_url,
+        )
+        futures = await put_within_limits(request, asked.generation, jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
     created = int(time.time())

@@ -7,6 +7,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request
 
 from service.errors import NotFound
+from service.routes.access import check_model, principal_of
 from service.routes.context import AppContext
 
 router = APIRouter(tags=["models"])
@@ -14,8 +15,10 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """List the served model with its sizes, steps, prompt limits and examples."""
-    return {"object": "list", "data": [_describe(request)]}
+    """List what the sender may use, with its sizes, steps, prompt limits and examples."""
+    model = _describe(request)
+    models = [model] if principal_of(request).may_use(model["id"]) else []
+    return {"object": "list", "data": models}
 
 
 @router.get("/v1/models/{name}")
@@ -24,6 +27,7 @@ async def read_model(name: str, request: Request) -> dict[str, Any]:
     model = _describe(request)
     if name != model["id"]:
         raise NotFound("no such model", field="model", allowed=[model["id"]])
+    check_model(principal_of(request), name)
     return model
 
 

@@ -131,6 +131,8 @@ async def test_a_picture_from_a_picture_has_a_batch_of_its_own(
     jobs = [make_job(key=key) for key in keys]
     for job in jobs:
         await broker.put([job])
+        # Streams tell times apart by milliseconds.
+        await asyncio.sleep(0.002)
     assert [_jobs(await _take(worker)) for _ in range(3)] == [
         [jobs[0], jobs[3]],
         [jobs[1]],

@@ -115,4 +115,5 @@ async def test_the_description_names_every_field_and_status(stack: Stack) -> Non
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == set(GenerateRequest.model_fields)
     assert schema["additionalProperties"] is False
-    assert set(operation["responses"]) == {"200", "400", "413", "429", "500", "503", "504"}
+    statuses = {"200", "400", "401", "403", "413", "429", "500", "503", "504"}
+    assert set(operation["responses"]) == statuses

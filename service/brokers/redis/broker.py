@@ -141,7 +141,7 @@ class RedisBroker:
         self, jobs: Sequence[Job]
     ) -> AsyncIterator[list[asyncio.Future[JobOutcome]]]:
         """Futures from before the jobs are queued: a reply may overtake the answer to `put`."""
-        futures = [self._waiters.add(j.id, j.key.model, is_kept=j.keep_s > 0) for j in jobs]
+        futures = [self._waiters.add(j.id, j.key.model) for j in jobs]
         is_accepted = False
         try:
             yield futures
@@ -157,7 +157,7 @@ class RedisBroker:
         futures: dict[str, asyncio.Future[JobOutcome]] = {}
         ended: list[Waited] = []
         for model in self._models:
-            added = {i: self._waiters.add(i, model, is_kept=True) for i in job_ids}
+            added = {i: self._waiters.add(i, model) for i in job_ids}
             states = await self._connection.script(
                 "watch", keys.prefix(model), [keys.replies(model, self._name), *job_ids]
             )

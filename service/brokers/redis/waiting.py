@@ -19,7 +19,6 @@ class Waited:
 
     job_id: str
     model: str
-    is_kept: bool
     since_s: float = field(default_factory=time.monotonic)
     futures: list[asyncio.Future[JobOutcome]] = field(default_factory=list)
 
@@ -33,9 +32,9 @@ class Waiters:
     def __len__(self) -> int:
         return len(self._waited)
 
-    def add(self, job_id: str, model: str, *, is_kept: bool) -> asyncio.Future[JobOutcome]:
+    def add(self, job_id: str, model: str) -> asyncio.Future[JobOutcome]:
         """A future for a job's end."""
-        waited = self._waited.setdefault(job_id, Waited(job_id, model, is_kept))
+        waited = self._waited.setdefault(job_id, Waited(job_id, model))
         future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
         waited.futures.append(future)
         return future

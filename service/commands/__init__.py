@@ -1,0 +1,1 @@
+"""Commands beside those that serve: each one's arguments and printed lines."""

@@ -1,0 +1,1 @@
+"""How much each owner may spend: one protocol, one implementation per place."""
