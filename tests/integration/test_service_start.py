@@ -110,5 +110,27 @@ def test_a_wrong_setting_is_named(bundle: Path) -> None:
     assert "ONESTEP_MAX_BATCH_SIZE" in line
 
 
+def test_a_keys_file_that_cannot_be_used_is_named(bundle: Path, tmp_path: Path) -> None:
+    """Serving without keys, because the file could not be read, would open the service to all."""
+    path = tmp_path / "keys.json"
+    line = _fails_to_start("--model", str(bundle), keys_file=path)
+    assert str(path) in line and "onestep keys add" in line
+    path.write_text('{"version": 1, "keys": [{"id": "abc"}]}')
+    line = _fails_to_start("--model", str(bundle), keys_file=path)
+    assert f"{path}: the keys file is damaged (keys.0.id" in line
+
+
+def test_a_taken_port_of_the_operators_is_named(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = _fails_to_start("--model", str(bundle), admin_port=port)
+    assert f"port {port}" in line and "ONESTEP_ADMIN_PORT" in line
+
+
+@pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "ftp://a", "https://"])
+def test_what_is_no_origin_is_named(bundle: Path, origins: str) -> None:
+    assert "ONESTEP_CORS_ORIGINS" in _fails_to_start("--model", str(bundle), cors_origins=origins)
+
+
 def test_an_unknown_backend_is_named(bundle: Path) -> None:
     assert "magic" in _fails_to_start("--model", str(bundle), backend="magic")
