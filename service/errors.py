@@ -2,6 +2,9 @@
 
     ServiceError
     ├── StartError           the command cannot start (settings, port); exit status 2
+    ├── WebhookError         a webhook was not answered
+    │   ├── WebhookBlocked     its host has an address that must not be called
+    │   └── WebhookUnreachable no answer within the time allowed
     └── ProblemError         answered to a client
         ├── InvalidRequest     400
         ├── NotFound           404
@@ -35,6 +38,18 @@ class ServiceError(Exception):
 
 class StartError(ServiceError):
     """The command cannot start; the message is one line that names the remedy."""
+
+
+class WebhookError(ServiceError):
+    """A webhook was not answered; the message names the host and never the URL."""
+
+
+class WebhookBlocked(WebhookError):
+    """The host's name leads to an address that must not be called."""
+
+
+class WebhookUnreachable(WebhookError):
+    """No answer: the name, the connection, TLS or the time allowed failed."""
 
 
 class ProblemError(ServiceError):

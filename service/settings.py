@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartError
 
 ENV_PREFIX = "ONESTEP_"
+
+
+def _split_at_commas(value: object) -> object:
+    """A list as it stands in an environment variable."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part for item in value.split(",") if (part := item.strip()))
+
+
+# NoDecode: pydantic-settings would want JSON.
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
+_Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
@@ -38,6 +50,18 @@ class Settings(BaseSettings):
     )
     image_ttl_s: float = Field(default=3600.0, gt=0, description="how long an address holds")
     max_kept_bytes: int = Field(default=2**28, ge=0, description="of pictures with an address")
+    webhooks: bool = Field(default=False, description="tell another service how a job ended")
+    webhook_secrets: _Secrets = Field(
+        default=(), description="whsec_..., by commas; deliveries are signed with each"
+    )
+    webhook_hosts: _Names = Field(
+        default=(),
+        description="HOST[:PORT][=NETWORK], by commas: the only ones that may be called; "
+        "a network names where a host may lie inside; empty: any public host",
+    )
+    webhook_allow_http: bool = Field(default=False, description="also without TLS")
+    webhook_timeout_s: float = Field(default=10.0, gt=0, le=60, description="of one try, in all")
+    webhook_max_tries: int = Field(default=6, ge=1, le=20)
     num_encode_threads: int = Field(default=2, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
