@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from service_stack import Stack
+    from webhook_receiver import Receiver
 
     from engines.pipeline import Pipeline
 
@@ -58,3 +59,12 @@ async def stack(bundle: Path, pipeline: Pipeline) -> AsyncIterator[Stack]:
 
     async with running(bundle, pipeline) as stack:
         yield stack
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Something that listens for webhooks."""
+    from webhook_receiver import receiving
+
+    async with receiving() as receiver:
+        yield receiver
