@@ -26,6 +26,7 @@ from engines.tokenizer import Tokenizer
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
 from service.errors import StartError
+from service.http_protocol import BoundedHttp
 from service.routes.context import AppContext, Phase, Readiness
 from service.schemas import ModelLimits
 from service.settings import Settings, load_settings
@@ -107,6 +108,7 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     server = _Server(
         uvicorn.Config(
             app,
+            http=BoundedHttp,
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -7,6 +7,7 @@ departure from the routes. Knows nothing of engines; the worker runs beside it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -15,16 +16,19 @@ from typing import cast
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
     BodyTooLarge,
+    ClientClosed,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     ProblemError,
+    RequestTooSlow,
     problem_document,
     retry_headers,
     status_of,
@@ -42,14 +46,25 @@ _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllo
 
 def create_app(context: AppContext) -> FastAPI:
     """Compose the application around one process's parts."""
-    app = FastAPI(title="onestep", description="Pictures from text in one step.", redoc_url=None)
+    app = FastAPI(
+        title="onestep",
+        description="Pictures from text in one step.",
+        redoc_url=None,
+        # A redirect to the path without its slash would lead to whatever host the client named.
+        redirect_slashes=False,
+    )
     app.state.context = context
     for module in (generate, images, models, health, playground):
         app.include_router(module.router)
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_departure)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=context.settings.max_body_bytes,
+        timeout_s=context.settings.body_timeout_s,
+    )
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
     return app
 
@@ -63,7 +78,7 @@ def problem_response(error: ProblemError, scope: Scope) -> Response:
     if isinstance(error, DeadlineExceeded):
         # The client has waited its time; the `openai` one would ask twice more of a busy service.
         headers["x-should-retry"] = "false"
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, (BodyTooLarge, RequestTooSlow)):
         # The rest of the body stays unread, so the connection cannot be used again.
         headers["connection"] = "close"
     if scope["path"].startswith(_OPENAI_PATHS):
@@ -89,6 +104,12 @@ async def _answer_http_error(request: Request, exc: Exception) -> Response:
     response = problem_response(kind(error.detail), request.scope)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _answer_departure(request: Request, exc: Exception) -> Response:
+    """A client that left while it was sending: nobody's fault here, and nobody to read this."""
+    error = ClientClosed("the client closed the request before its body was whole")
+    return problem_response(error, request.scope)
 
 
 class RequestMiddleware:
@@ -148,11 +169,12 @@ def _request_id(scope: Scope) -> str:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body that is too large: by its announced length, else while it arrives."""
+    """Refuses a body that is too large, by its announced length or while it arrives, or slow."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -169,10 +191,21 @@ class BodyLimitMiddleware:
                 await problem_response(error, scope)(scope, receive, send)
                 return
         num_bytes = 0
+        is_whole = False
+        until_s = asyncio.get_running_loop().time() + self._timeout_s
 
         async def receive_within_limit() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            if is_whole:  # what is waited for now is the client's departure
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTooSlow(
+                    f"the body must arrive within {self._timeout_s:g} s", field="body"
+                ) from None
+            is_whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body_bytes:
                 raise error

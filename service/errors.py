@@ -9,9 +9,11 @@
         ├── InvalidRequest     400
         ├── NotFound           404
         ├── MethodNotAllowed   405
+        ├── RequestTooSlow     408, head or body took too long to arrive
         ├── BodyTooLarge       413
         ├── PictureTooLarge    413, to be kept under an address
         ├── QueueFull          429, with Retry-After
+        ├── HeadTooLarge       431
         ├── ClientClosed       499, the client left before its picture was done
         ├── InternalError      500, a defect of the service
         ├── GenerationFailed   500, the engine or encoder failed on this job alone
@@ -89,6 +91,14 @@ class MethodNotAllowed(ProblemError):
     """The path exists, the method does not."""
 
 
+class RequestTooSlow(ProblemError):
+    """The request took longer to arrive than it may."""
+
+
+class HeadTooLarge(ProblemError):
+    """Request line and headers hold more bytes than they may."""
+
+
 class BodyTooLarge(ProblemError):
     """The body holds more bytes than the settings allow."""
 
@@ -138,9 +148,11 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     InvalidRequest: Status(400, "invalid_request", "Invalid request"),
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
+    RequestTooSlow: Status(408, "request_too_slow", "Request timeout"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
     PictureTooLarge: Status(413, "picture_too_large", "Picture too large"),
     QueueFull: Status(429, "queue_full", "Queue full"),
+    HeadTooLarge: Status(431, "head_too_large", "Request header fields too large"),
     ClientClosed: Status(499, "client_closed", "Client closed the request"),
     InternalError: Status(500, "internal_error", "Internal error"),
     GenerationFailed: Status(500, "generation_failed", "Generation failed"),

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
     max_body_bytes: int = Field(default=65536, ge=1024)
+    body_timeout_s: float = Field(default=20.0, gt=0, description="for a body to arrive")
     public_url: str | None = Field(
         default=None, description="what addresses of pictures begin with; unset: as requested"
     )

@@ -146,7 +146,7 @@ async def test_a_stop_cuts_off_what_takes_too_long(receiver: Receiver) -> None:
         await asyncio.sleep(0.01)
     started_s = time.monotonic()
     await webhooks.close(timeout_s=0.05)
-    assert time.monotonic() - started_s < TIMEOUT_S
+    assert time.monotonic() - started_s < TIMEOUT_S / 2
     assert task and task.result() == DeliveryOutcome(DeliveryResult.STOPPED, 1, None)
 
 
