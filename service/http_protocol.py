@@ -25,6 +25,7 @@ from service.errors import (
 from service.telemetry import new_id
 
 MAX_HEAD_BYTES = 32 * 1024
+MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 10.0
 # RFC 3986, section 3.2: the characters of a host and its port.
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
@@ -71,7 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count."""
         super().on_header(name, value)
-        self._num_parsed_bytes += len(name) + len(value)
+        self._num_parsed_bytes += len(name) + len(value) + len(": \r\n")
         self._check_size(self._num_parsed_bytes)
 
     def on_message_begin(self) -> None:
@@ -103,7 +104,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._refuse(self._refusal or InvalidRequest("the request is not valid HTTP/1.1"))
 
     def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > MAX_HEAD_BYTES:
+        if num_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refusal = _too_large()
             # The parser turns this into its own error, and that into `send_400_response`.
             raise ValueError("head too large")
@@ -142,8 +143,9 @@ class BoundedHttp(HttpToolsProtocol):
 
 def _too_large() -> HeadTooLarge:
     return HeadTooLarge(
-        f"request line and headers may hold at most {MAX_HEAD_BYTES} bytes together",
-        allowed={"max_bytes": MAX_HEAD_BYTES},
+        f"request line and headers may hold at most {MAX_HEAD_BYTES} bytes together, "
+        f"in at most {MAX_HEADERS} headers",
+        allowed={"max_bytes": MAX_HEAD_BYTES, "max_headers": MAX_HEADERS},
     )
 
 
