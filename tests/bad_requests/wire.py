@@ -16,6 +16,8 @@ _REQUEST_LINES = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
+    "HTTP/0.9 with a name": b"GET /livez HTTP/0.9\r\nHost: localhost\r\n\r\n",
+    "HTTP/2 in words": b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n",
     "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
     "HTTP/1": b"GET / HTTP/1\r\nHost: localhost\r\n\r\n",
     "another protocol": b"EHLO localhost\r\n\r\n",

@@ -101,14 +101,14 @@ async def test_a_slow_head_on_a_used_connection_is_ended_too(
     assert duration_s < 2
 
 
-async def test_an_empty_line_after_the_body_does_not_cost_the_picture(
+async def test_empty_lines_after_the_body_do_not_cost_the_picture(
     slow_stack: tuple[Stack, int],
 ) -> None:
     stack, port = slow_stack
     stack.pipeline.gate.clear()
     body = b'{"prompt": "heart"}\n'
     assert len(body) == 20
-    waiting = asyncio.create_task(answer_to(port, POST + body + b"\r\n"))
+    waiting = asyncio.create_task(answer_to(port, POST + body, drip=b"\r\n"))
     await asyncio.sleep(3 * HEAD_TIMEOUT_S)
     assert not waiting.done()
     stack.pipeline.gate.set()
