@@ -29,6 +29,7 @@ from service.brokers.base import Broker
 from service.brokers.memory import MemoryBroker
 from service.commands import keys
 from service.errors import QueueUnavailable, StartError
+from service.http_protocol import BoundedHttp
 from service.jobs import FailureReason
 from service.routes.context import AppContext, Phase, Readiness
 from service.schemas import ModelLimits
@@ -140,6 +141,7 @@ async def _answering(app: ASGIApp, listener: socket.socket) -> AsyncIterator[asy
     server = _Server(
         uvicorn.Config(
             app,
+            http=BoundedHttp,
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -7,6 +7,7 @@ departure from the routes. Knows nothing of engines; the worker runs beside it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -16,10 +17,12 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
     BodyTooLarge,
+    ClientClosed,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
@@ -27,6 +30,7 @@ from service.errors import (
     NotFound,
     ProblemError,
     QuotaExceeded,
+    RequestTooSlow,
     Unauthorized,
     problem_document,
     retry_headers,
@@ -66,7 +70,11 @@ def create_app(context: AppContext) -> FastAPI:
         app.include_router(docs.router)
     docs.describe_keys(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+    )
     app.add_middleware(
         AuthMiddleware,
         keys=context.keys,
@@ -88,7 +96,11 @@ def create_admin_app(context: AppContext) -> FastAPI:
     app = _plain_app(context, openapi_url=None)
     for module in (health, metrics):
         app.include_router(module.router)
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=context.settings.max_body_bytes,
+        timeout_s=context.settings.body_timeout_s,
+    )
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
     return app
 
@@ -102,10 +114,13 @@ def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -
         # FastAPI's own page loads its script from elsewhere.
         docs_url=None,
         redoc_url=None,
+        # A redirect to the path without its slash would lead to whatever host the client named.
+        redirect_slashes=False,
     )
     app.state.context = context
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_departure)
     return app
 
 
@@ -123,7 +138,7 @@ def problem_response(error: ProblemError, scope: Scope) -> Response:
         headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = 'Bearer realm="onestep"'
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, (BodyTooLarge, RequestTooSlow)):
         # The rest of the body stays unread, so the connection cannot be used again.
         headers["connection"] = "close"
     if scope["path"].startswith(_OPENAI_PATHS):
@@ -149,6 +164,12 @@ async def _answer_http_error(request: Request, exc: Exception) -> Response:
     response = problem_response(kind(error.detail), request.scope)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _answer_departure(request: Request, exc: Exception) -> Response:
+    """A client that left while it was sending: nobody's fault here, and nobody to read this."""
+    error = ClientClosed("the client closed the request before its body was whole")
+    return problem_response(error, request.scope)
 
 
 class RequestMiddleware:
@@ -215,11 +236,12 @@ def _request_id(scope: Scope) -> str:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body that is too large: by its announced length, else while it arrives."""
+    """Refuses a body that is too large, by its announced length or while it arrives, or slow."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -236,10 +258,21 @@ class BodyLimitMiddleware:
                 await problem_response(error, scope)(scope, receive, send)
                 return
         num_bytes = 0
+        is_whole = False
+        until_s = asyncio.get_running_loop().time() + self._timeout_s
 
         async def receive_within_limit() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            if is_whole:  # what is waited for now is the client's departure
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTooSlow(
+                    f"the body must arrive within {self._timeout_s:g} s", field="body"
+                ) from None
+            is_whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body_bytes:
                 raise error

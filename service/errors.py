@@ -2,17 +2,22 @@
 
     ServiceError
     ├── StartError           the command cannot start (settings, port); exit status 2
+    ├── WebhookError         a webhook was not answered
+    │   ├── WebhookBlocked     its host has an address that must not be called
+    │   └── WebhookUnreachable no answer within the time allowed
     └── ProblemError         answered to a client
         ├── InvalidRequest     400
         ├── Unauthorized       401, with WWW-Authenticate
         ├── Forbidden          403, the key may not do this
         ├── NotFound           404
         ├── MethodNotAllowed   405
+        ├── RequestTooSlow     408, head or body took too long to arrive
         ├── BodyTooLarge       413
         ├── IdempotencyMismatch 422, the key came with another request before
         ├── QueueFull          429, with Retry-After
         ├── RateLimited        429, with Retry-After
         ├── QuotaExceeded      429, nothing more today
+        ├── HeadTooLarge       431
         ├── ClientClosed       499, the client left before its picture was done
         ├── InternalError      500, a defect of the service
         ├── GenerationFailed   500, the engine or encoder failed on this job alone
@@ -40,6 +45,18 @@ class ServiceError(Exception):
 
 class StartError(ServiceError):
     """The command cannot start; the message is one line that names the remedy."""
+
+
+class WebhookError(ServiceError):
+    """A webhook was not answered; the message names the host and never the URL."""
+
+
+class WebhookBlocked(WebhookError):
+    """The host's name leads to an address that must not be called."""
+
+
+class WebhookUnreachable(WebhookError):
+    """No answer: the name, the connection, TLS or the time allowed failed."""
 
 
 class ProblemError(ServiceError):
@@ -85,6 +102,14 @@ class NotFound(ProblemError):
 
 class MethodNotAllowed(ProblemError):
     """The path exists, the method does not."""
+
+
+class RequestTooSlow(ProblemError):
+    """The request took longer to arrive than it may."""
+
+
+class HeadTooLarge(ProblemError):
+    """Request line and headers hold more bytes than they may."""
 
 
 class BodyTooLarge(ProblemError):
@@ -150,11 +175,13 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     Forbidden: Status(403, "forbidden", "Forbidden"),
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
+    RequestTooSlow: Status(408, "request_too_slow", "Request timeout"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
     IdempotencyMismatch: Status(422, "idempotency_mismatch", "Idempotency key used before"),
     QueueFull: Status(429, "queue_full", "Queue full"),
     RateLimited: Status(429, "rate_limited", "Rate limited"),
     QuotaExceeded: Status(429, "quota_exceeded", "Quota exceeded"),
+    HeadTooLarge: Status(431, "head_too_large", "Request header fields too large"),
     ClientClosed: Status(499, "client_closed", "Client closed the request"),
     InternalError: Status(500, "internal_error", "Internal error"),
     GenerationFailed: Status(500, "generation_failed", "Generation failed"),

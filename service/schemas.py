@@ -8,6 +8,7 @@ error text.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -26,6 +27,8 @@ PRIORITIES: dict[str, Priority] = {
 MAX_SEED = 2**32 - 1
 MAX_NUM_IMAGES = 16
 _MAX_ECHO_CHARS = 64
+# A null character would end the prompt early wherever it is stored.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
 
     if not request.prompt.strip():
         raise refuse("prompt", "prompt must not be empty")
+    if _CONTROL.search(request.prompt):
+        raise refuse("prompt", "prompt must hold no control characters but tabs and line ends")
     # Characters first: counting them is free, counting tokens of a huge text is not.
     if len(request.prompt) > limits.max_prompt_chars:
         raise refuse(

@@ -11,13 +11,34 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartError
 
 ENV_PREFIX = "ONESTEP_"
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
+
+
+def _split_at_commas(value: object) -> object:
+    """A list as it stands in an environment variable."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part for item in value.split(",") if (part := item.strip()))
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        # A path or a slash at the end would never equal what a browser sends.
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is no origin: write https://host or https://host:port")
+    return origins
+
+
+# NoDecode: pydantic-settings would want JSON.
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
+_Origins = Annotated[_Names, AfterValidator(_check_origins)]
+_Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
@@ -35,6 +56,7 @@ class Settings(BaseSettings):
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
     max_body_bytes: int = Field(default=65536, ge=1024)
+    body_timeout_s: float = Field(default=20.0, gt=0, description="for a body to arrive")
     public_url: str | None = Field(
         default=None, description="what addresses of pictures begin with; unset: as requested"
     )
@@ -44,13 +66,25 @@ class Settings(BaseSettings):
     max_kept_bytes: int = Field(
         default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
     )
+    webhooks: bool = Field(default=False, description="tell another service how a job ended")
+    webhook_secrets: _Secrets = Field(
+        default=(), description="whsec_..., by commas; deliveries are signed with each"
+    )
+    webhook_hosts: _Names = Field(
+        default=(),
+        description="HOST[:PORT][=NETWORK], by commas: the only ones that may be called; "
+        "a network names where a host may lie inside; empty: any public host",
+    )
+    webhook_allow_http: bool = Field(default=False, description="also without TLS")
+    webhook_timeout_s: float = Field(default=10.0, gt=0, le=60, description="of one try, in all")
+    webhook_max_tries: int = Field(default=6, ge=1, le=20)
     num_encode_threads: int = Field(default=2, ge=1)
     keys_file: Path | None = Field(default=None, description="API keys; unset: none are asked")
     rate_pixel_steps_per_s: int = Field(default=0, ge=0, le=2**31, description="0: no limit")
     burst_pixel_steps: int = Field(default=0, ge=0, le=2**31, description="0: 10 s of the rate")
     daily_pixel_steps: int = Field(default=0, ge=0, le=2**50, description="0: no limit")
     max_open_pictures: int = Field(default=0, ge=0, description="per owner; 0: no limit")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: _Origins = Field(
         default=(), description="pages of which origins may call, separated by commas; * for all"
     )
     docs: bool = Field(default=True, description="serve the page /docs")
@@ -59,20 +93,6 @@ class Settings(BaseSettings):
         default=None, ge=0, le=65535, description="of /metrics; unset: the main port has it"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-
-    @field_validator("cors_origins", mode="before")
-    @classmethod
-    def _split_origins(cls, given: object) -> object:
-        if isinstance(given, str):
-            given = tuple(part.strip() for part in given.split(",") if part.strip())
-        if isinstance(given, tuple):
-            for origin in given:
-                # A path or a slash at the end would never equal what a browser sends.
-                if origin != "*" and not _ORIGIN.fullmatch(origin):
-                    raise ValueError(
-                        f"{origin!r} is no origin: write https://host or https://host:port"
-                    )
-        return given
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -90,6 +90,21 @@ class Telemetry:
         self.failed = Counter(
             "t2i_failed_total", "Jobs without a picture.", ["reason"], registry=registry
         )
+        self.webhooks = Counter(
+            "t2i_webhooks_total",
+            "Webhooks that came to an end, by how.",
+            ["result"],
+            registry=registry,
+        )
+        self.webhook_tries = Counter(
+            "t2i_webhook_tries_total",
+            "Tries to deliver a webhook, by the answer: 2xx to 5xx, none or blocked.",
+            ["answer"],
+            registry=registry,
+        )
+        self.webhooks_open = Gauge(
+            "t2i_webhooks_open", "Webhooks accepted and not at their end.", registry=registry
+        )
         self.ready = Gauge("t2i_ready", "1 when requests are accepted.", registry=registry)
 
 

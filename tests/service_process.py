@@ -41,6 +41,12 @@ def service_environment(**settings: object) -> dict[str, str]:
     return plain | {f"ONESTEP_{name.upper()}": str(value) for name, value in settings.items()}
 
 
+def resident_bytes(pid: int) -> int:
+    """The memory of a process that is in RAM now."""
+    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextmanager
 def running_service(
     bundle: Path,

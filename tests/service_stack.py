@@ -24,6 +24,7 @@ from engines.pipeline import Generated, Pipeline
 from service.__main__ import load_limits
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
+from service.http_protocol import BoundedHttp
 from service.routes.context import AppContext, Phase, Readiness
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
@@ -114,7 +115,9 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
 @asynccontextmanager
 async def listening(stack: Stack) -> AsyncIterator[int]:
     """The application behind a real server; yields its port."""
-    server = uvicorn.Server(uvicorn.Config(stack.app, log_config=None, lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(stack.app, http=BoundedHttp, log_config=None, lifespan="off")
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]

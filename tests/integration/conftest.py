@@ -13,6 +13,7 @@ from redis_server import RedisServer
 
 if TYPE_CHECKING:
     from service_stack import Stack
+    from webhook_receiver import Receiver
 
     from engines.pipeline import Pipeline
 
@@ -76,3 +77,12 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis(port=redis_server.port) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Something that listens for webhooks."""
+    from webhook_receiver import receiving
+
+    async with receiving() as receiver:
+        yield receiver

@@ -1,0 +1,1 @@
+"""Telling another service how a job ended: which addresses may be called, signed, tried again."""

@@ -1,0 +1,14 @@
+"""Every row of every module, by kind."""
+
+from __future__ import annotations
+
+from bad_requests import fields, paths, texts, wire
+from bad_requests.row import BadRequest
+
+TABLE: dict[str, list[BadRequest]] = {
+    **fields.ROWS,
+    **texts.ROWS,
+    **paths.ROWS,
+    **wire.ROWS,
+}
+NUM_ROWS = sum(map(len, TABLE.values()))
