@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from engines.pipeline import Generated

@@ -49,23 +49,26 @@ def parse_edits(
         request = EditsRequest.model_validate_strings(texts, strict=False)
     except ValidationError as error:
         raise first_refusal(error, EditsRequest, allowed) from None
-    images = [content for name in IMAGE_FILES for content in files.get(name, ())]
-    if not images:
+    image = _only("image", [content for name in IMAGE_FILES for content in files.get(name, ())])
+    mask = _only("mask", files.get("mask", ()))
+    if image is None:
         raise InvalidRequest(
             "image is required: the picture to start from, as a file",
             field="image",
             allowed=allowed["image"],
         )
-    if len(images) > 1:
-        raise InvalidRequest(
-            f"image: {len(images)} came, and the model starts from one picture; send one",
-            field="image",
-            allowed={"num_images": 1},
-        )
-    strength = _strength(request)
-    mask = next(iter(files.get("mask", ())), None)
-    asked = ask(request, limits, image=images[0], mask=mask, strength=strength)
+    asked = ask(request, limits, image=image, mask=mask, strength=_strength(request))
     return replace(asked, completed_event="image_edit.completed")
+
+
+def _only(field: str, contents: Sequence[bytes]) -> bytes | None:
+    if len(contents) > 1:
+        raise InvalidRequest(
+            f"{field}: {len(contents)} came, and the model starts from one picture; send one",
+            field=field,
+            allowed={"num_files": 1},
+        )
+    return contents[0] if contents else None
 
 
 def _strength(request: EditsRequest) -> float | None:

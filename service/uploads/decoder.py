@@ -101,12 +101,17 @@ def _fitted(
         turn = _orientation(image)
         if turn in _SWAPS_SIDES:
             size_px, given_px = size_px[::-1], given_px[::-1]
-        image = _covering(_plain(image), size_px)
-        if turn in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[turn])
-        return (_alpha(image) if is_alpha else _on_white(image)), given_px
+        image = _plain(image)
+        if is_alpha:
+            # Averages of areas: what lies inside an opaque part must come out opaque to the byte.
+            image = _covering(_alpha(image), size_px, Image.Resampling.BOX)
+        else:
+            image = _on_white(_covering(image, size_px, Image.Resampling.LANCZOS))
+        return (image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image), given_px
     except ProblemError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(field, "far more", max_px) from None
     except MemoryError:
         raise InvalidRequest(
             f"{field} takes too much memory to decode: save it again as a plain PNG or JPEG",
@@ -140,12 +145,15 @@ def _opened(field: str, content: bytes, max_px: int) -> Image.Image:
 
 def _check_px(field: str, width: int, height: int, max_px: int) -> None:
     if width * height > max_px:
-        raise PictureTooLarge(
-            f"{field} has {width}x{height} pixels, at most {max_px} in all are allowed: "
-            "make it smaller",
-            field=field,
-            allowed={"max_px": max_px},
-        )
+        raise _too_large(field, f"{width}x{height}", max_px)
+
+
+def _too_large(field: str, size: str, max_px: int) -> PictureTooLarge:
+    return PictureTooLarge(
+        f"{field} has {size} pixels, at most {max_px} in all are allowed: make it smaller",
+        field=field,
+        allowed={"max_px": max_px},
+    )
 
 
 def _damaged(field: str) -> InvalidRequest:
@@ -173,14 +181,16 @@ def _plain(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _covering(image: Image.Image, size_px: tuple[int, int]) -> Image.Image:
+def _covering(
+    image: Image.Image, size_px: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
     """The largest middle part of the wanted proportions, at the wanted size."""
     scale = min(image.width / size_px[0], image.height / size_px[1])
     width, height = min(scale * size_px[0], image.width), min(scale * size_px[1], image.height)
     left, top = (image.width - width) / 2, (image.height - height) / 2
     return image.resize(
         size_px,
-        Image.Resampling.LANCZOS,
+        resample,
         # Sums of floats must not reach past the edge.
         box=(left, top, min(left + width, image.width), min(top + height, image.height)),
         reducing_gap=_REDUCING_GAP,
