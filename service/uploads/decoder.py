@@ -17,8 +17,14 @@ import time
 import warnings
 from typing import BinaryIO
 
-# Registers WebP: otherwise the first such picture makes Pillow import every format it knows.
-from PIL import Image, WebPImagePlugin  # noqa: F401  (imported for its effect)
+# Pillow would import these when a picture first needs them, and a confined process opens no file.
+from PIL import (
+    Image,
+    ImageColor,  # noqa: F401  (imported for its effect, as the three that follow)
+    MpoImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401  (reads EXIF)
+    WebPImagePlugin,  # noqa: F401
+)
 
 from service.errors import InvalidRequest, PictureTooLarge, ProblemError, status_of
 from service.uploads.header import MEDIA_TYPES, read_header
