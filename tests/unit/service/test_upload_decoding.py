@@ -23,7 +23,7 @@ from picture_files import (
 from PIL import Image
 
 from service.errors import InvalidRequest, PictureTooLarge, ProblemError, status_of
-from service.uploads.decoder import starting_picture
+from service.uploads.decoding import starting_picture
 from service.uploads.header import Header, read_header
 
 MAX_PX = 16_000_000
