@@ -11,6 +11,8 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import orjson
@@ -29,6 +31,7 @@ from service.errors import (
     MethodNotAllowed,
     NotFound,
     ProblemError,
+    QueueFull,
     QuotaExceeded,
     RequestTooSlow,
     Unauthorized,
@@ -37,9 +40,10 @@ from service.errors import (
     status_of,
 )
 from service.middleware import AuthMiddleware, cors_options
-from service.openai_wire import error_document
+from service.openai_wire.answers import error_document
 from service.routes import docs, generate, health, images, metrics, models, playground
 from service.routes.context import AppContext
+from service.settings import Settings
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -51,6 +55,10 @@ _SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 )
+# Routes whose bodies may hold a picture.
+_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/images/edits"})
+# Bodies are held for the time of a request, which is short.
+_HELD_RETRY_S = 1.0
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
 
 
@@ -70,11 +78,7 @@ def create_app(context: AppContext) -> FastAPI:
         app.include_router(docs.router)
     docs.describe_keys(app)
     # The last one added is the outermost.
-    app.add_middleware(
-        BodyLimitMiddleware,
-        max_body_bytes=settings.max_body_bytes,
-        timeout_s=settings.body_timeout_s,
-    )
+    app.add_middleware(BodyLimitMiddleware, settings=settings)
     app.add_middleware(
         AuthMiddleware,
         keys=context.keys,
@@ -96,17 +100,19 @@ def create_admin_app(context: AppContext) -> FastAPI:
     app = _plain_app(context, openapi_url=None)
     for module in (health, metrics):
         app.include_router(module.router)
-    app.add_middleware(
-        BodyLimitMiddleware,
-        max_body_bytes=context.settings.max_body_bytes,
-        timeout_s=context.settings.body_timeout_s,
-    )
+    app.add_middleware(BodyLimitMiddleware, settings=context.settings)
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
     return app
 
 
 def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -> FastAPI:
     """An application without routes that answers errors as this service does."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await context.decoders.close()
+
     app = FastAPI(
         title="onestep",
         description="Pictures from text in one step.",
@@ -116,6 +122,7 @@ def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -
         redoc_url=None,
         # A redirect to the path without its slash would lead to whatever host the client named.
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     app.state.context = context
     app.add_exception_handler(ProblemError, _answer_problem)
@@ -236,30 +243,36 @@ def _request_id(scope: Scope) -> str:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body that is too large, by its announced length or while it arrives, or slow."""
+    """Bounds bodies: each in bytes and in the time it takes to arrive, and all of them together.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
+    It counts the bytes that arrive, because what parses them does not: forms know other limits.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._timeout_s = timeout_s
+        self._settings = settings
+        self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["path"] in _UPLOAD_PATHS
+        settings = self._settings
+        max_bytes = settings.max_upload_bytes if is_upload else settings.max_body_bytes
         error = BodyTooLarge(
-            f"the body may hold at most {self._max_body_bytes} bytes",
+            f"the body may hold at most {max_bytes} bytes",
             field="body",
-            allowed={"max_bytes": self._max_body_bytes},
+            allowed={"max_bytes": max_bytes},
         )
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._max_body_bytes:
+            if name == b"content-length" and int(value) > max_bytes:
                 await problem_response(error, scope)(scope, receive, send)
                 return
         num_bytes = 0
         is_whole = False
-        until_s = asyncio.get_running_loop().time() + self._timeout_s
+        until_s = asyncio.get_running_loop().time() + settings.body_timeout_s
 
         async def receive_within_limit() -> Message:
             nonlocal num_bytes, is_whole
@@ -270,12 +283,19 @@ class BodyLimitMiddleware:
                     message = await receive()
             except TimeoutError:
                 raise RequestTooSlow(
-                    f"the body must arrive within {self._timeout_s:g} s", field="body"
+                    f"the body must arrive within {settings.body_timeout_s:g} s", field="body"
                 ) from None
             is_whole = not message.get("more_body", False)
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
+            num_new = len(message.get("body", b""))
+            num_bytes += num_new
+            self._num_held_bytes += num_new
+            if num_bytes > max_bytes:
                 raise error
+            if num_new and self._num_held_bytes > settings.max_held_body_bytes:
+                raise QueueFull("too many bodies are arriving", retry_after_s=_HELD_RETRY_S)
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        try:
+            await self._app(scope, receive_within_limit, send)
+        finally:
+            self._num_held_bytes -= num_bytes

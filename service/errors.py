@@ -13,6 +13,7 @@
         ├── MethodNotAllowed   405
         ├── RequestTooSlow     408, head or body took too long to arrive
         ├── BodyTooLarge       413
+        ├── PictureTooLarge    413, a client's picture has too many pixels
         ├── IdempotencyMismatch 422, the key came with another request before
         ├── QueueFull          429, with Retry-After
         ├── RateLimited        429, with Retry-After
@@ -116,6 +117,10 @@ class BodyTooLarge(ProblemError):
     """The body holds more bytes than the settings allow."""
 
 
+class PictureTooLarge(ProblemError):
+    """A client's picture has more pixels than the settings allow."""
+
+
 class IdempotencyMismatch(ProblemError):
     """The idempotency key was used for another request."""
 
@@ -177,6 +182,7 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
     RequestTooSlow: Status(408, "request_too_slow", "Request timeout"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
+    PictureTooLarge: Status(413, "picture_too_large", "Picture too large"),
     IdempotencyMismatch: Status(422, "idempotency_mismatch", "Idempotency key used before"),
     QueueFull: Status(429, "queue_full", "Queue full"),
     RateLimited: Status(429, "rate_limited", "Rate limited"),

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
 from service.jobs import BatchKey, ImageFormat, Priority
+from service.picture_fields import DEFAULT_STRENGTH, PictureFile, nearest_timestep, strengths_of
+from service.uploads.header import MEDIA_TYPES
 
 PriorityName = Literal["interactive", "background"]
 PRIORITIES: dict[str, Priority] = {
@@ -40,6 +42,10 @@ class ModelLimits:
         max_tokens: tokens a prompt may need, begin and end included.
         count_tokens: tokens that a prompt needs, on the same count.
         created: when the bundle was written, in seconds since 1970; 0 where that is not known.
+        can_start_from_image: whether pictures can be drawn from pictures.
+        timesteps: descending, where a drawing of the most steps passes; it starts from a picture
+            at one of them.
+        num_train_timesteps: of the schedule; a strength is a share of it.
     """
 
     name: str
@@ -53,6 +59,16 @@ class ModelLimits:
     examples: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     created: int = 0
+    can_start_from_image: bool = False
+    timesteps: tuple[int, ...] = ()
+    num_train_timesteps: int = 1000
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Every strength that makes a difference, descending; none without pictures."""
+        if not self.can_start_from_image:
+            return ()
+        return strengths_of(self.timesteps, self.num_train_timesteps)
 
 
 class GenerateRequest(BaseModel):
@@ -78,11 +94,25 @@ class GenerateRequest(BaseModel):
     priority: PriorityName | None = Field(
         default=None, description="Background lets others go first. Default: the API key's."
     )
+    image: PictureFile | None = Field(
+        default=None, description="Start from it: PNG, JPEG or WebP in base64, or a data: URL."
+    )
+    mask: PictureFile | None = Field(
+        default=None, description="Of the image's size; redraw where it is transparent."
+    )
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="How much of image is drawn anew; default 0.5."
+    )
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A request that has been checked and has no open choices left."""
+    """A request that has been checked and has no open choices left.
+
+    Attributes:
+        image: a file as it came, not looked into yet; there where the key has a strength.
+        mask: likewise, and never without an image.
+    """
 
     key: BatchKey
     prompt: str
@@ -92,6 +122,8 @@ class Generation:
     num_tokens: int
     quality: int | None = None
     priority: Priority | None = None
+    image: bytes | None = None
+    mask: bytes | None = None
 
     @property
     def num_pixel_steps(self) -> int:
@@ -100,7 +132,7 @@ class Generation:
 
 
 def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
-    """Check a body against the schema and the served model.
+    """Check a JSON body against the schema and the served model.
 
     Raises:
         InvalidRequest: names the field and what is allowed.
@@ -110,6 +142,21 @@ def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
     except ValidationError as error:
         raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
     return resolve(request, limits)
+
+
+def parse_generation_form(
+    texts: Mapping[str, str], files: Mapping[str, bytes], limits: ModelLimits
+) -> Generation:
+    """The same of a form, where numbers are text.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
+    try:
+        request = GenerateRequest.model_validate_strings(texts, strict=False)
+    except ValidationError as error:
+        raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
+    return resolve(request.model_copy(update=dict(files)), limits)
 
 
 def allowed_values(limits: ModelLimits) -> dict[str, object]:
@@ -130,6 +177,9 @@ def allowed_values(limits: ModelLimits) -> dict[str, object]:
         "format": list(get_args(ImageFormat)),
         "quality": {"min": 0, "max": 100},
         "priority": list(PRIORITIES),
+        "image": list(MEDIA_TYPES.values()),
+        "mask": list(MEDIA_TYPES.values()),
+        "strength": {"above": 0, "max": 1},
     }
 
 
@@ -192,9 +242,10 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
     if request.steps > limits.max_steps:
         raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
     width, height = _size(request, limits, refuse)
+    strength = _strength(request, limits, refuse)
     seed = random.randrange(MAX_SEED + 1) if request.seed is None else request.seed
     return Generation(
-        key=BatchKey(limits.name, width, height, request.steps),
+        key=BatchKey(limits.name, width, height, request.steps, strength),
         prompt=request.prompt,
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
         format=request.format,
@@ -202,7 +253,40 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         num_tokens=num_tokens,
         quality=request.quality,
         priority=None if request.priority is None else PRIORITIES[request.priority],
+        image=request.image,
+        mask=request.mask,
     )
+
+
+def _strength(
+    request: GenerateRequest,
+    limits: ModelLimits,
+    refuse: Callable[[str, str], InvalidRequest],
+) -> float | None:
+    """The nearest strength that makes a difference; None where nothing is started from.
+
+    So the keys of batches stay few, and what draws the same way is drawn together.
+    """
+    if request.image is None:
+        for field in ("mask", "strength"):
+            if getattr(request, field) is not None:
+                raise refuse(
+                    field, f"{field} needs a picture to start from: add image or leave {field} out"
+                )
+        return None
+    if not limits.can_start_from_image:
+        raise refuse("image", f"image: {limits.name} draws from text alone, leave it out")
+    given = DEFAULT_STRENGTH if request.strength is None else request.strength
+    start = nearest_timestep(given, limits.timesteps, limits.num_train_timesteps)
+    num_left = len(limits.timesteps) - start
+    if request.steps > num_left:
+        raise InvalidRequest(
+            f"steps must be 1 to {num_left} at strength {given:g}: "
+            "a weaker one starts nearer to the end",
+            field="steps",
+            allowed={"min": 1, "max": num_left},
+        )
+    return limits.strengths[start]
 
 
 def _size(

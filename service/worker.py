@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from service.brokers.base import Broker, Want
 from service.errors import QueueUnavailable
 from service.images import encode_image
 from service.jobs import BatchKey, FailureReason, JobDone, JobFailed, JobOutcome
+from service.starting import given_images, keep_what_is_masked
 from service.telemetry import Telemetry, log_event
 
 if TYPE_CHECKING:
@@ -36,9 +37,17 @@ class ImagePipeline(Protocol):
     """The face of `engines.pipeline.Pipeline` that the worker uses."""
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        images_BHWC: NDArray[np.uint8] | None = None,
+        strength: float = 0.5,
     ) -> Generated:
-        """Draw one picture per prompt and seed."""
+        """Draw one picture per prompt and seed, from noise or from given pictures."""
         ...
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
@@ -194,15 +203,19 @@ class Worker:
 
     def _run_engine(self, deliveries: Sequence[Delivery], key: BatchKey) -> Generated:
         """In the engine's thread."""
+        jobs = [delivery.job for delivery in deliveries]
         generated = self._pipelines[key.model].generate(
-            [delivery.job.prompt for delivery in deliveries],
-            [delivery.job.seed for delivery in deliveries],
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
             width=key.width,
             height=key.height,
             steps=key.steps,
+            images_BHWC=given_images(jobs, key),
+            strength=key.strength or 1.0,
         )
-        assert len(generated.images_BHWC) == len(deliveries), "one picture per job"
-        return generated
+        assert len(generated.images_BHWC) == len(jobs), "one picture per job"
+        pictures = keep_what_is_masked(generated.images_BHWC, jobs, key)
+        return replace(generated, images_BHWC=pictures)
 
     async def _isolate(
         self, deliveries: Sequence[Delivery], key: BatchKey, error: Exception

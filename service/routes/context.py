@@ -18,6 +18,7 @@ from service.principal import Allowance, Principal
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.uploads.pool import PictureDecoders
 
 # A model loads within seconds; a client that comes back then finds it ready.
 NOT_READY_RETRY_S = 2.0
@@ -92,3 +93,8 @@ class AppContext:
         """
         path = self.settings.keys_file
         return None if path is None else KeyRing(path, self.anonymous.allowance)
+
+    @cached_property
+    def decoders(self) -> PictureDecoders:
+        """Processes that decode the pictures of clients."""
+        return PictureDecoders(self.settings.max_upload_px, self.settings.num_picture_decoders)

@@ -64,17 +64,32 @@ def admission(context: AppContext) -> Iterator[None]:
         raise
 
 
+async def decode_image(generation: Generation, context: AppContext) -> bytes | None:
+    """The picture that a request starts from, as pixels of the wanted size.
+
+    Raises:
+        InvalidRequest: it is no picture that is accepted.
+        PictureTooLarge: it has too many pixels.
+        QueueFull: too many pictures wait to be decoded.
+    """
+    if generation.image is None:
+        return None
+    size_px = (generation.key.width, generation.key.height)
+    return await context.decoders.decode(generation.image, generation.mask, size_px)
+
+
 def make_jobs(
     generation: Generation,
     image_format: ImageFormat,
     context: AppContext,
     principal: Principal,
     *,
+    image: bytes | None = None,
     is_kept: bool = False,
 ) -> list[Job]:
     """One job per picture, in its sender's name, due within the settings' deadline.
 
-    With `is_kept` their outcomes can be read for a while, too.
+    All start from the same image. With `is_kept` their outcomes can be read for a while, too.
 
     Raises:
         Forbidden: the sender may not use the model, or not at this priority.
@@ -98,6 +113,7 @@ def make_jobs(
             num_images=len(generation.seeds),
             keep_s=context.settings.result_ttl_s if is_kept else 0.0,
             secret=secrets.token_urlsafe(24) if is_kept else "",
+            image=image,
         )
         for index, seed in enumerate(generation.seeds)
     ]
