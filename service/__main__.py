@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from engines.errors import EnginesError
 from engines.pipeline import Pipeline
@@ -104,16 +105,7 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
         num_encode_threads=settings.num_encode_threads,
     )
     app = create_app(AppContext(settings, limits, broker, telemetry, readiness))
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    server = _Server(server_config(app, settings))
     stop = asyncio.Event()
     _on_signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -131,6 +123,21 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     finally:
         server.should_exit = True
         await serving
+
+
+def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How the application is put on a socket."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ws_max_size=settings.max_body_bytes,
+        # Pictures are compressed already.
+        ws_per_message_deflate=False,
+    )
 
 
 async def _drain(working: asyncio.Task[None], timeout_s: float) -> int:

@@ -14,6 +14,7 @@
         ├── GenerationFailed   500, the engine or encoder failed on this job alone
         ├── NotReady           503, the model is still loading
         ├── Draining           503, the process is about to stop
+        ├── TooManyConnections 503, no seat for one more realtime connection
         └── DeadlineExceeded   504
 
 Owns the status table and the problem document (RFC 9457). Knows no web framework.
@@ -106,6 +107,10 @@ class Draining(ProblemError):
     """The process finishes what it accepted and takes nothing new."""
 
 
+class TooManyConnections(ProblemError):
+    """As many realtime connections are open as the settings allow."""
+
+
 class DeadlineExceeded(ProblemError):
     """No picture before the request's deadline."""
 
@@ -131,6 +136,7 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     GenerationFailed: Status(500, "generation_failed", "Generation failed"),
     NotReady: Status(503, "not_ready", "Not ready"),
     Draining: Status(503, "draining", "Shutting down"),
+    TooManyConnections: Status(503, "too_many_connections", "Too many connections"),
     DeadlineExceeded: Status(504, "deadline_exceeded", "Deadline exceeded"),
 }
 
@@ -158,12 +164,17 @@ def problem_document(error: ProblemError, request_id: str) -> dict[str, Any]:
     return document
 
 
-def retry_headers(error: ProblemError) -> dict[str, str]:
-    """Headers that tell a client when to come back; none for errors that waiting cannot mend."""
+def retry_ms(error: ProblemError) -> int | None:
+    """When to come back; None for errors that waiting cannot mend."""
     if error.retry_after_s is None:
-        return {}
+        return None
     wait_s = min(max(error.retry_after_s, 0.0), MAX_RETRY_AFTER_S)
-    return {
-        "retry-after": str(max(1, math.ceil(wait_s))),
-        "retry-after-ms": str(max(1, math.ceil(wait_s * 1000))),
-    }
+    return max(1, math.ceil(wait_s * 1000))
+
+
+def retry_headers(error: ProblemError) -> dict[str, str]:
+    """Headers that tell a client when to come back, if that makes sense."""
+    wait_ms = retry_ms(error)
+    if wait_ms is None:
+        return {}
+    return {"retry-after": str(math.ceil(wait_ms / 1000)), "retry-after-ms": str(wait_ms)}

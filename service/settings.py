@@ -38,6 +38,13 @@ class Settings(BaseSettings):
     )
     image_ttl_s: float = Field(default=3600.0, gt=0, description="how long an address holds")
     max_kept_bytes: int = Field(default=2**28, ge=0, description="of pictures with an address")
+    realtime_max_connections: int = Field(default=256, ge=0, description="0 offers none")
+    realtime_max_fps: float = Field(
+        default=60.0, gt=0, description="messages that a connection may have parsed per second"
+    )
+    realtime_idle_s: float = Field(
+        default=300.0, gt=0, description="a connection that sends or takes nothing is closed"
+    )
     num_encode_threads: int = Field(default=2, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

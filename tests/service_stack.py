@@ -21,7 +21,7 @@ import uvicorn
 from PIL import Image
 
 from engines.pipeline import Generated, Pipeline
-from service.__main__ import load_limits
+from service.__main__ import load_limits, server_config
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
 from service.routes.context import AppContext, Phase, Readiness
@@ -58,6 +58,7 @@ class Stack:
     """One process's parts, joined as the command joins them."""
 
     def __init__(self, bundle: Path, pipeline: Pipeline, settings: Settings) -> None:
+        self.settings = settings
         self.pipeline = GatedPipeline(pipeline)
         self.telemetry = Telemetry()
         self.broker = MemoryBroker(settings.max_queue_depth)
@@ -114,7 +115,7 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
 @asynccontextmanager
 async def listening(stack: Stack) -> AsyncIterator[int]:
     """The application behind a real server; yields its port."""
-    server = uvicorn.Server(uvicorn.Config(stack.app, log_config=None, lifespan="off"))
+    server = uvicorn.Server(server_config(stack.app, stack.settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]

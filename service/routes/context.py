@@ -70,3 +70,8 @@ class AppContext:
     def kept(self) -> KeptPictures:
         """Pictures under an address, as long as the settings allow."""
         return KeptPictures(self.settings.max_kept_bytes, self.settings.image_ttl_s)
+
+    @cached_property
+    def connections(self) -> set[object]:
+        """The realtime connections that are open."""
+        return set()
