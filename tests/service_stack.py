@@ -115,7 +115,9 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
 @asynccontextmanager
 async def listening(stack: Stack) -> AsyncIterator[int]:
     """The application behind a real server; yields its port."""
-    server = uvicorn.Server(server_config(stack.app, stack.settings))
+    config = server_config(stack.app, stack.settings)
+    config.lifespan = "off"  # its task would outlive a test that fails
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]

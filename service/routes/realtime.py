@@ -163,9 +163,10 @@ class _Connection:
             if len(text) > settings.max_body_bytes:
                 return End.TOO_LARGE
             if self._newest is not None:
-                self._count("stale")
                 # A whole packet of messages may be there at once; others want their turn too.
                 await asyncio.sleep(0)
+            if self._newest is not None:
+                self._count("stale")
             self._newest = _Received(text, time.perf_counter())
             self._has_newest.set()
 
