@@ -134,7 +134,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=5,
-        ws_max_size=settings.max_body_bytes,
+        ws_max_size=settings.realtime_max_message_bytes,
         # Pictures are compressed already.
         ws_per_message_deflate=False,
     )

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     realtime_max_fps: float = Field(
         default=60.0, gt=0, description="messages that a connection may have parsed per second"
     )
+    realtime_max_message_bytes: int = Field(default=2**20, ge=1024)
     realtime_idle_s: float = Field(
         default=300.0, gt=0, description="a connection that sends or takes nothing is closed"
     )

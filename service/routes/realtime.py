@@ -128,10 +128,11 @@ class _Connection:
 
     async def serve(self) -> End:
         """Read and draw until one of them ends; what is queued then is cancelled."""
-        settings = self._context.settings
         await self._websocket.accept()
         hello = hello_message(
-            self._context.limits, seed=self._seed, max_message_bytes=settings.max_body_bytes
+            self._context.limits,
+            seed=self._seed,
+            max_message_bytes=self._context.settings.realtime_max_message_bytes,
         )
         tasks = [asyncio.create_task(self._read_all()), asyncio.create_task(self._draw_all(hello))]
         try:
@@ -160,7 +161,7 @@ class _Connection:
             if text is None:
                 return End.BINARY
             # The server counts bytes before it hands a message over; not every server does.
-            if len(text) > settings.max_body_bytes:
+            if len(text) > settings.realtime_max_message_bytes:
                 return End.TOO_LARGE
             if self._newest is not None:
                 # A whole packet of messages may be there at once; others want their turn too.

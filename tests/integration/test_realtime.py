@@ -49,7 +49,7 @@ async def test_hello_says_what_may_be_asked(client: RealtimeClient, stack: Stack
     assert client.hello["model"] == model["id"]
     for name in ("sizes", "max_steps", "max_prompt_chars", "max_tokens"):
         assert client.hello[name] == model[name]
-    assert client.hello["max_message_bytes"] == stack.settings.max_body_bytes
+    assert client.hello["max_message_bytes"] == stack.settings.realtime_max_message_bytes
 
 
 async def test_a_picture_is_the_one_that_generate_draws(

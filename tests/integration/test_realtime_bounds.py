@@ -44,7 +44,7 @@ async def test_the_server_closes_a_message_that_is_too_large(
     bundle: Path, pipeline: Pipeline
 ) -> None:
     async with (
-        served(bundle, pipeline, max_body_bytes=1024) as (_, port),
+        served(bundle, pipeline, realtime_max_message_bytes=1024) as (_, port),
         connected(port) as client,
     ):
         await client.ask("a" * 1100)
@@ -80,7 +80,7 @@ class _Socket:
 
 
 async def test_another_server_may_count_no_bytes(bundle: Path, pipeline: Pipeline) -> None:
-    async with running(bundle, pipeline, max_body_bytes=1024) as stack:
+    async with running(bundle, pipeline, realtime_max_message_bytes=1024) as stack:
         socket = _Socket(stack.app, [{"type": "websocket.receive", "text": "a" * 1025}])
         await socket.run()
         assert socket.sent[-1] == {
