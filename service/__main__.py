@@ -80,6 +80,9 @@ def load_limits(bundle: Path) -> ModelLimits:
         examples=spec.examples,
         styles=spec.styles,
         created=int((bundle / "model.json").stat().st_mtime),
+        can_start_from_image="encode" in spec.stages,
+        timesteps=spec.student_timesteps[spec.max_steps],
+        num_train_timesteps=spec.schedule.num_train_timesteps,
     )
 
 

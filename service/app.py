@@ -11,6 +11,8 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import orjson
@@ -26,31 +28,48 @@ from service.errors import (
     MethodNotAllowed,
     NotFound,
     ProblemError,
+    QueueFull,
     problem_document,
     retry_headers,
     status_of,
 )
-from service.openai_wire import error_document
+from service.openai_wire.answers import error_document
 from service.routes import generate, health, images, models, playground, realtime
 from service.routes.context import AppContext
+from service.settings import Settings
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Clients of this API read errors in its own envelope.
 _OPENAI_PATHS = "/v1/images/"
+# Routes whose bodies may hold a picture.
+_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/images/edits"})
+# Bodies are held for the time of a request, which is short.
+_HELD_RETRY_S = 1.0
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
 
 
 def create_app(context: AppContext) -> FastAPI:
     """Compose the application around one process's parts."""
-    app = FastAPI(title="onestep", description="Pictures from text in one step.", redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await context.decoders.close()
+
+    app = FastAPI(
+        title="onestep",
+        description="Pictures from text in one step.",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.state.context = context
     for module in (generate, images, realtime, models, health, playground):
         app.include_router(module.router)
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_error)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, settings=context.settings)
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
     return app
 
@@ -176,24 +195,31 @@ def _request_id(scope: Scope) -> str:
 
 
 class BodyLimitMiddleware:
-    """Refuses a body that is too large: by its announced length, else while it arrives."""
+    """Bounds what bodies take: each by its announced length and while it arrives, and all together.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    It counts the bytes that arrive, because what parses them does not: forms know other limits.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._settings = settings
+        self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["path"] in _UPLOAD_PATHS
+        settings = self._settings
+        max_bytes = settings.max_upload_bytes if is_upload else settings.max_body_bytes
         error = BodyTooLarge(
-            f"the body may hold at most {self._max_body_bytes} bytes",
+            f"the body may hold at most {max_bytes} bytes",
             field="body",
-            allowed={"max_bytes": self._max_body_bytes},
+            allowed={"max_bytes": max_bytes},
         )
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._max_body_bytes:
+            if name == b"content-length" and int(value) > max_bytes:
                 await problem_response(error, scope)(scope, receive, send)
                 return
         num_bytes = 0
@@ -201,9 +227,16 @@ class BodyLimitMiddleware:
         async def receive_within_limit() -> Message:
             nonlocal num_bytes
             message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
+            num_new = len(message.get("body", b""))
+            num_bytes += num_new
+            self._num_held_bytes += num_new
+            if num_bytes > max_bytes:
                 raise error
+            if num_new and self._num_held_bytes > settings.max_held_body_bytes:
+                raise QueueFull("too many bodies are arriving", retry_after_s=_HELD_RETRY_S)
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        try:
+            await self._app(scope, receive_within_limit, send)
+        finally:
+            self._num_held_bytes -= num_bytes

@@ -52,7 +52,8 @@ class Job:
         digest: of the request, where it came with an idempotency key: the same key with another
             request is refused.
         image: what to start from where the key has a strength: RGB rows of `key.width` by
-            `key.height` pixels, three bytes each.
+            `key.height` pixels, three bytes each; or RGBA, four bytes each, where it came with a
+            mask: what is opaque stays as it is.
     """
 
     id: str

@@ -10,16 +10,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pybase64
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from service.errors import InvalidRequest
 from service.jobs import BatchKey, ImageFormat
+from service.uploads.header import MEDIA_TYPES
 
 MAX_SEED = 2**32 - 1
 MAX_NUM_IMAGES = 16
+DEFAULT_STRENGTH = 0.5
 _MAX_ECHO_CHARS = 64
+# Tells the model's strengths apart; a key of a batch holds one of them.
+_STRENGTH_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class ModelLimits:
         max_tokens: tokens a prompt may need, begin and end included.
         count_tokens: tokens that a prompt needs, on the same count.
         created: when the bundle was written, in seconds since 1970; 0 where that is not known.
+        can_start_from_image: whether pictures can be drawn from pictures.
+        timesteps: descending, where a drawing of the most steps passes; it starts from a picture
+            at one of them.
+        num_train_timesteps: of the schedule; a strength is a share of it.
     """
 
     name: str
@@ -44,6 +54,43 @@ class ModelLimits:
     examples: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     created: int = 0
+    can_start_from_image: bool = False
+    timesteps: tuple[int, ...] = ()
+    num_train_timesteps: int = 1000
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Every strength that makes a difference, descending; none without pictures."""
+        if not self.can_start_from_image:
+            return ()
+        last = self.num_train_timesteps - 1
+        least = 10**-_STRENGTH_DIGITS
+        return tuple(max(round(t / last, _STRENGTH_DIGITS), least) for t in self.timesteps)
+
+
+def _picture_bytes(given: object) -> bytes:
+    """The file inside base64 or a data: URL."""
+    if not isinstance(given, str):
+        raise PydanticCustomError("picture", "must be base64 or a data: URL")
+    if given.startswith(("http:", "https:")):
+        raise PydanticCustomError("picture", "addresses are not fetched: send the picture itself")
+    if given.startswith("data:"):
+        head, _, given = given.partition(",")
+        if not head.endswith(";base64"):
+            raise PydanticCustomError("picture", "a data: URL must be in base64")
+    try:
+        return pybase64.b64decode(given, validate=True)
+    except ValueError:
+        raise PydanticCustomError(
+            "picture", "must be base64 without line breaks, or a data: URL"
+        ) from None
+
+
+PictureFile = Annotated[
+    bytes,
+    PlainValidator(_picture_bytes),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
 
 
 class GenerateRequest(BaseModel):
@@ -66,11 +113,25 @@ class GenerateRequest(BaseModel):
     quality: int | None = Field(
         default=None, ge=0, le=100, description="Of jpeg and webp; png is always exact."
     )
+    image: PictureFile | None = Field(
+        default=None, description="Start from it: PNG, JPEG or WebP in base64, or a data: URL."
+    )
+    mask: PictureFile | None = Field(
+        default=None, description="Of the image's size; redraw where it is transparent."
+    )
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="How much of image is drawn anew; default 0.5."
+    )
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A request that has been checked and has no open choices left."""
+    """A request that has been checked and has no open choices left.
+
+    Attributes:
+        image: a file as it came, not looked into yet; there where the key has a strength.
+        mask: likewise, and never without an image.
+    """
 
     key: BatchKey
     prompt: str
@@ -79,10 +140,12 @@ class Generation:
     is_format_given: bool
     num_tokens: int
     quality: int | None = None
+    image: bytes | None = None
+    mask: bytes | None = None
 
 
 def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
-    """Check a body against the schema and the served model.
+    """Check a JSON body against the schema and the served model.
 
     Raises:
         InvalidRequest: names the field and what is allowed.
@@ -92,6 +155,21 @@ def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
     except ValidationError as error:
         raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
     return resolve(request, limits)
+
+
+def parse_generation_form(
+    texts: Mapping[str, str], files: Mapping[str, bytes], limits: ModelLimits
+) -> Generation:
+    """The same of a form, where numbers are text.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
+    try:
+        request = GenerateRequest.model_validate_strings(texts, strict=False)
+    except ValidationError as error:
+        raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
+    return resolve(request.model_copy(update=dict(files)), limits)
 
 
 def allowed_values(limits: ModelLimits) -> dict[str, object]:
@@ -111,6 +189,9 @@ def allowed_values(limits: ModelLimits) -> dict[str, object]:
         "num_images": {"min": 1, "max": MAX_NUM_IMAGES},
         "format": list(get_args(ImageFormat)),
         "quality": {"min": 0, "max": 100},
+        "image": list(MEDIA_TYPES.values()),
+        "mask": list(MEDIA_TYPES.values()),
+        "strength": {"above": 0, "max": 1},
     }
 
 
@@ -171,16 +252,52 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
     if request.steps > limits.max_steps:
         raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
     width, height = _size(request, limits, refuse)
+    strength = _strength(request, limits, refuse)
     seed = random.randrange(MAX_SEED + 1) if request.seed is None else request.seed
     return Generation(
-        key=BatchKey(limits.name, width, height, request.steps),
+        key=BatchKey(limits.name, width, height, request.steps, strength),
         prompt=request.prompt,
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(request.num_images)),
         format=request.format,
         is_format_given="format" in request.model_fields_set,
         num_tokens=num_tokens,
         quality=request.quality,
+        image=request.image,
+        mask=request.mask,
     )
+
+
+def _strength(
+    request: GenerateRequest,
+    limits: ModelLimits,
+    refuse: Callable[[str, str], InvalidRequest],
+) -> float | None:
+    """The nearest strength that makes a difference; None where nothing is started from.
+
+    So the keys of batches stay few, and what draws the same way is drawn together.
+    """
+    if request.image is None:
+        for field in ("mask", "strength"):
+            if getattr(request, field) is not None:
+                raise refuse(
+                    field, f"{field} needs a picture to start from: add image or leave {field} out"
+                )
+        return None
+    if not limits.can_start_from_image:
+        raise refuse("image", f"image: {limits.name} draws from text alone, leave it out")
+    given = DEFAULT_STRENGTH if request.strength is None else request.strength
+    wanted = given * (limits.num_train_timesteps - 1)
+    # As `engines.sampling.plan_steps` chooses.
+    num = len(limits.timesteps)
+    start = min(range(num), key=lambda index: abs(limits.timesteps[index] - wanted))
+    if request.steps > num - start:
+        raise InvalidRequest(
+            f"steps must be 1 to {num - start} at strength {given:g}: "
+            "a weaker one starts nearer to the end",
+            field="steps",
+            allowed={"min": 1, "max": num - start},
+        )
+    return limits.strengths[start]
 
 
 def _size(

@@ -32,7 +32,11 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(default=8, ge=1, le=256)
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
-    max_body_bytes: int = Field(default=65536, ge=1024)
+    max_body_bytes: int = Field(default=65536, ge=1024, description="where no picture may come")
+    max_upload_bytes: int = Field(default=2**23, ge=1024, description="of a body with a picture")
+    max_upload_px: int = Field(default=16_000_000, ge=4096, description="of a picture that comes")
+    max_held_body_bytes: int = Field(default=2**27, ge=1024, description="of all open requests")
+    num_picture_decoders: int = Field(default=2, ge=1, description="processes, started when used")
     public_url: str | None = Field(
         default=None, description="what addresses of pictures begin with; unset: as requested"
     )

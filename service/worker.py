@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from service.batching import Batch, Batcher
 from service.brokers.base import Broker
 from service.images import encode_image
 from service.jobs import BatchKey, FailureReason, Job, JobDone, JobFailed
+from service.starting import given_images, keep_what_is_masked
 from service.telemetry import Telemetry, log_event
 
 if TYPE_CHECKING:
@@ -32,9 +33,17 @@ class ImagePipeline(Protocol):
     """The face of `engines.pipeline.Pipeline` that the worker uses."""
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        images_BHWC: NDArray[np.uint8] | None = None,
+        strength: float = 0.5,
     ) -> Generated:
-        """Draw one picture per prompt and seed."""
+        """Draw one picture per prompt and seed, from noise or from given pictures."""
         ...
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
@@ -142,9 +151,12 @@ class Worker:
             width=key.width,
             height=key.height,
             steps=key.steps,
+            images_BHWC=given_images(jobs, key),
+            strength=key.strength or 1.0,
         )
         assert len(generated.images_BHWC) == len(jobs), "one picture per job"
-        return generated
+        pictures = keep_what_is_masked(generated.images_BHWC, jobs, key)
+        return replace(generated, images_BHWC=pictures)
 
     async def _isolate(self, jobs: Sequence[Job], key: BatchKey, error: Exception) -> None:
         """Halve a failed batch until the jobs at fault stand alone."""

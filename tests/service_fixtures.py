@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.pipeline import Generated
 from service.jobs import BatchKey, Job
@@ -35,6 +36,8 @@ def make_limits(**changes: Any) -> ModelLimits:
         "count_tokens": lambda prompt: len(prompt.split()) + 2,
         "examples": ("a red heart",),
         "styles": ("flat",),
+        "can_start_from_image": True,
+        "timesteps": (999, 749, 499, 249),
     }
     return ModelLimits(**(fields | changes))
 
@@ -69,6 +72,8 @@ class ScriptedPipeline:
     def __init__(self, is_poison: Callable[[Sequence[str]], bool] = lambda prompts: False) -> None:
         self.is_poison = is_poison
         self.runs: list[list[str]] = []
+        self.given: list[NDArray[np.uint8] | None] = []
+        self.strengths: list[float] = []
         self.warmed: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -78,9 +83,19 @@ class ScriptedPipeline:
         self.warmed = list(batch_sizes)
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        images_BHWC: NDArray[np.uint8] | None = None,
+        strength: float = 0.5,
     ) -> Generated:
         self.runs.append(list(prompts))
+        self.given.append(images_BHWC)
+        self.strengths.append(strength)
         self.entered.set()
         assert self.gate.wait(timeout=20)
         if self.is_poison(prompts):

@@ -45,13 +45,11 @@ class GatedPipeline:
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         self._pipeline.warm_up(batch_sizes)
 
-    def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
-    ) -> Generated:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> Generated:
         self.prompts += prompts
         self.entered.set()
         assert self.gate.wait(timeout=30)
-        return self._pipeline.generate(prompts, seeds, width=width, height=height, steps=steps)
+        return self._pipeline.generate(prompts, seeds, **how)
 
 
 class Stack:
@@ -70,9 +68,10 @@ class Stack:
             max_batch_size=settings.max_batch_size,
             num_encode_threads=settings.num_encode_threads,
         )
-        self.app = create_app(
-            AppContext(settings, load_limits(bundle), self.broker, self.telemetry, self.readiness)
+        self.context = AppContext(
+            settings, load_limits(bundle), self.broker, self.telemetry, self.readiness
         )
+        self.app = create_app(self.context)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://test", timeout=30
         )
@@ -110,6 +109,7 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
         stack.pipeline.gate.set()
         await stack.broker.close()
         await asyncio.wait_for(working, 30)
+        await stack.context.decoders.close()
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from service.kept import KeptPictures
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.uploads.pool import PictureDecoders
 
 # A model loads within seconds; a client that comes back then finds it ready.
 NOT_READY_RETRY_S = 2.0
@@ -75,3 +76,8 @@ class AppContext:
     def connections(self) -> set[object]:
         """The realtime connections that are open."""
         return set()
+
+    @cached_property
+    def decoders(self) -> PictureDecoders:
+        """Processes that decode the pictures of clients."""
+        return PictureDecoders(self.settings.max_upload_px, self.settings.num_picture_decoders)

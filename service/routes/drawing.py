@@ -59,8 +59,27 @@ def admission(context: AppContext) -> Iterator[None]:
         raise
 
 
-def make_jobs(generation: Generation, image_format: ImageFormat, context: AppContext) -> list[Job]:
-    """One job per picture, due within the settings' deadline."""
+async def decode_image(generation: Generation, context: AppContext) -> bytes | None:
+    """The picture that a request starts from, as pixels of the wanted size.
+
+    Raises:
+        InvalidRequest: it is no picture that is accepted.
+        PictureTooLarge: it has too many pixels.
+        QueueFull: too many pictures wait to be decoded.
+    """
+    if generation.image is None:
+        return None
+    size_px = (generation.key.width, generation.key.height)
+    return await context.decoders.decode(generation.image, generation.mask, size_px)
+
+
+def make_jobs(
+    generation: Generation,
+    image_format: ImageFormat,
+    context: AppContext,
+    image: bytes | None = None,
+) -> list[Job]:
+    """One job per picture, due within the settings' deadline; all start from the same image."""
     now_s = context.broker.now_s()
     request = new_id()
     return [
@@ -74,6 +93,7 @@ def make_jobs(generation: Generation, image_format: ImageFormat, context: AppCon
             deadline_s=now_s + context.settings.deadline_s,
             quality=generation.quality,
             num_images=len(generation.seeds),
+            image=image,
         )
         for index, seed in enumerate(generation.seeds)
     ]

@@ -1,4 +1,4 @@
-"""POST /v1/generate: a prompt in, a picture out.
+"""POST /v1/generate: a prompt in, with or without a picture to start from; a picture out.
 
 Owns the request's walk from bytes to jobs and from outcomes to an answer, the deadline and the
 client's departure. Knows the broker's protocol, never an engine.
@@ -26,16 +26,43 @@ from service.errors import (
 from service.images import MEDIA_TYPES
 from service.jobs import ImageFormat, JobDone
 from service.routes.context import AppContext
-from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
-from service.schemas import GenerateRequest, Generation, parse_generation
+from service.routes.drawing import (
+    admission,
+    decode_image,
+    make_jobs,
+    timing_headers,
+    wait_for,
+)
+from service.routes.forms import MULTIPART, SMALL_PNG, form_schema, is_form, read_form
+from service.schemas import (
+    GenerateRequest,
+    Generation,
+    parse_generation,
+    parse_generation_form,
+)
 from service.telemetry import new_id
 
 router = APIRouter(tags=["generate"])
 
+_FILES = ("image", "mask")
 _OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+        "content": {
+            "application/json": {
+                "schema": GenerateRequest.model_json_schema(),
+                "examples": {
+                    "text": {"value": {"prompt": "a red heart", "seed": 7}},
+                    "image": {
+                        "value": {"prompt": "a red heart", "image": SMALL_PNG, "strength": 0.5}
+                    },
+                },
+            },
+            MULTIPART: {
+                "schema": form_schema(GenerateRequest, _FILES),
+                "example": {"prompt": "a red heart", "image": "@heart.png", "strength": 0.5},
+            },
+        },
     },
     "responses": {
         "200": {
@@ -65,9 +92,10 @@ async def generate(request: Request) -> Response:
     started_s = time.perf_counter()
     context = cast(AppContext, request.app.state.context)
     with admission(context):
-        generation = parse_generation(await request.body(), context.limits)
+        generation = await _read(request, context)
         image_format = _negotiate(request.headers.get("accept", ""), generation)
-        jobs = make_jobs(generation, image_format or generation.format, context)
+        image = await decode_image(generation, context)
+        jobs = make_jobs(generation, image_format or generation.format, context, image)
         futures = await context.broker.put(jobs)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     total_ms = (time.perf_counter() - started_s) * 1000
@@ -78,6 +106,18 @@ async def generate(request: Request) -> Response:
         )
     body = _json_body(generation, outcomes, total_ms)
     return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
+async def _read(request: Request, context: AppContext) -> Generation:
+    """The request out of its body, which is JSON or a form."""
+    if not is_form(request):
+        return parse_generation(await request.body(), context.limits)
+    form = await read_form(request, _FILES)
+    for name, contents in form.files.items():
+        if len(contents) > 1:
+            raise InvalidRequest(f"{name} came {len(contents)} times: send one", field=name)
+    files = {name: contents[0] for name, contents in form.files.items()}
+    return parse_generation_form(form.texts, files, context.limits)
 
 
 def _negotiate(accept: str, generation: Generation) -> ImageFormat | None:
@@ -131,6 +171,7 @@ def _json_body(
         "width": generation.key.width,
         "height": generation.key.height,
         "steps": generation.key.steps,
+        **({} if generation.key.strength is None else {"strength": generation.key.strength}),
         "batch_size": slowest.batch_size,
         "images": [
             {

@@ -1,4 +1,4 @@
-"""OpenAI's images API: POST /v1/images/generations, and the pictures that it gives addresses to.
+"""OpenAI's images API: generations, edits, and the pictures that they give addresses to.
 
 Owns the walk between OpenAI's wire form and the jobs that every surface shares. Errors under
 /v1/images/ are answered in OpenAI's envelope by the application's handlers.
@@ -6,6 +6,7 @@ Owns the walk between OpenAI's wire form and the jobs that every surface shares.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
@@ -15,22 +16,32 @@ import pybase64
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from service.errors import NotFound, PictureTooLarge
+from service.errors import InvalidRequest, NotFound, PictureTooLarge
 from service.images import MEDIA_TYPES
-from service.jobs import JobDone
+from service.jobs import Job, JobDone, JobOutcome
 from service.kept import KeptPicture
-from service.openai_wire import (
-    ImagesGeneration,
-    ImagesRequest,
-    completed_event,
-    images_body,
-    parse_images,
-)
+from service.openai_wire.answers import completed_event, images_body
+from service.openai_wire.edits import IMAGE_FILES, EditsRequest, parse_edits
+from service.openai_wire.requests import ImagesGeneration, ImagesRequest, parse_images
 from service.routes.context import AppContext
-from service.routes.drawing import admission, make_jobs, timing_headers, wait_for
+from service.routes.drawing import (
+    admission,
+    decode_image,
+    make_jobs,
+    timing_headers,
+    wait_for,
+)
+from service.routes.forms import MULTIPART, form_schema, is_form, read_form
 
 router = APIRouter(tags=["images"])
 
+_EDITS_FILES = (*IMAGE_FILES, "mask")
+_RESPONSES: dict[str, Any] = {
+    "200": {
+        "description": "Pictures as base64 or addresses; events when `stream` is true.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
 _OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -41,12 +52,19 @@ _OPENAPI: dict[str, Any] = {
             }
         },
     },
-    "responses": {
-        "200": {
-            "description": "Pictures as base64 or addresses; events when `stream` is true.",
-            "content": {"application/json": {}, "text/event-stream": {}},
-        }
+    "responses": _RESPONSES,
+}
+_EDITS_OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            MULTIPART: {
+                "schema": form_schema(EditsRequest, ("image", "mask"), required=("image",)),
+                "example": {"prompt": "a red heart", "image": "@heart.png", "n": 2},
+            }
+        },
     },
+    "responses": _RESPONSES,
 }
 
 
@@ -59,6 +77,34 @@ async def create_images(request: Request) -> Response:
         asked = parse_images(await request.body(), context.limits)
         jobs = make_jobs(asked.generation, asked.generation.format, context)
         futures = await context.broker.put(jobs)
+    return await _answer(request, asked, jobs, futures, started_s)
+
+
+@router.post("/v1/images/edits", response_class=Response, openapi_extra=_EDITS_OPENAPI)
+async def edit_images(request: Request) -> Response:
+    """Draw pictures of a prompt that start from a picture, as the `openai` client sends it."""
+    started_s = time.perf_counter()
+    context = cast(AppContext, request.app.state.context)
+    with admission(context):
+        if not is_form(request):
+            raise InvalidRequest(f"send {MULTIPART}, with the picture as its file image")
+        form = await read_form(request, _EDITS_FILES)
+        asked = parse_edits(form.texts, form.files, context.limits)
+        image = await decode_image(asked.generation, context)
+        jobs = make_jobs(asked.generation, asked.generation.format, context, image)
+        futures = await context.broker.put(jobs)
+    return await _answer(request, asked, jobs, futures, started_s)
+
+
+async def _answer(
+    request: Request,
+    asked: ImagesGeneration,
+    jobs: Sequence[Job],
+    futures: Sequence[asyncio.Future[JobOutcome]],
+    started_s: float,
+) -> Response:
+    """Wait for the pictures and send them as they were asked for."""
+    context = cast(AppContext, request.app.state.context)
     outcomes = await wait_for(request.receive, jobs, futures, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
     created = int(time.time())

@@ -42,4 +42,6 @@ def _describe(request: Request) -> dict[str, Any]:
         "max_tokens": limits.max_tokens,
         "examples": list(limits.examples),
         "styles": list(limits.styles),
+        "can_start_from_image": limits.can_start_from_image,
+        "strengths": list(limits.strengths),
     }

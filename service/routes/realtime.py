@@ -37,7 +37,7 @@ from service.realtime_wire import (
     waiting_message,
 )
 from service.routes.context import AppContext
-from service.routes.drawing import admission, make_jobs, wait_for
+from service.routes.drawing import admission, decode_image, make_jobs, wait_for
 from service.schemas import MAX_SEED
 from service.telemetry import log_event
 
@@ -215,8 +215,9 @@ class _Connection:
         context = self._context
         with admission(context):
             generation = parse_wish(wish, context.limits)
-            jobs = make_jobs(generation, generation.format, context)
         # Outside: a full queue refuses nothing here, the wish waits.
+        image = await decode_image(generation, context)
+        jobs = make_jobs(generation, generation.format, context, image)
         futures = await context.broker.put(jobs)
         (done,) = await wait_for(_never_departs, jobs, futures, context)
         total_ms = (time.perf_counter() - received.received_s) * 1000

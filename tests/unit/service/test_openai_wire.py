@@ -10,7 +10,8 @@ from service_fixtures import SIZE_PX, make_limits
 
 from service.errors import STATUS_TABLE, InvalidRequest, ProblemError, QueueFull
 from service.kept import KeptPicture, KeptPictures
-from service.openai_wire import ImagesRequest, error_document, parse_images
+from service.openai_wire.answers import error_document
+from service.openai_wire.requests import ImagesRequest, parse_images
 from service.schemas import MAX_SEED
 
 LIMITS = make_limits()

@@ -1,23 +1,19 @@
-"""The wire form of OpenAI's images API: requests, answers, events, errors.
+"""What OpenAI's images API asks for, and how to ask for a picture of a prompt.
 
 Owns which of its fields mean something for a one-step model, which are accepted without effect and
 which are refused with the reason. What remains is one of `service.schemas`' requests, checked there
 against the served model. A prompt never appears in an error text.
-
-Source: OpenAI API reference, images; `seed`, `num_inference_steps`, `guidance_scale` and
-`negative_prompt` are the extra names that SGLang and vLLM-Omni share.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import InvalidRequest, ProblemError, status_of
+from service.errors import InvalidRequest
 from service.jobs import ImageFormat
 from service.schemas import (
     MAX_SEED,
@@ -39,12 +35,12 @@ _NAMES = {
     "format": "output_format",
     "quality": "output_compression",
 }
+_SAME_NAMES = ("prompt", "model", "seed", "image", "mask", "strength")
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-class ImagesRequest(BaseModel):
-    """Body of POST /v1/images/generations."""
+class PicturesRequest(BaseModel):
+    """What every way of asking for pictures shares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -69,11 +65,8 @@ class ImagesRequest(BaseModel):
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
         default=None, description="No effect: the model has one quality."
     )
-    style: Literal["vivid", "natural"] | None = Field(
-        default=None, description="No effect: name a style in the prompt."
-    )
-    moderation: Literal["auto", "low"] | None = Field(default=None, description="No effect.")
     user: str | None = Field(default=None, description="No effect; not kept.")
+    safety_identifier: str | None = Field(default=None, description="No effect; not kept.")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(
@@ -84,6 +77,15 @@ class ImagesRequest(BaseModel):
     )
 
 
+class ImagesRequest(PicturesRequest):
+    """Body of POST /v1/images/generations."""
+
+    style: Literal["vivid", "natural"] | None = Field(
+        default=None, description="No effect: name a style in the prompt."
+    )
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="No effect.")
+
+
 @dataclass(frozen=True)
 class ImagesGeneration:
     """A checked request and how its answer is to look."""
@@ -91,6 +93,7 @@ class ImagesGeneration:
     generation: Generation
     is_url: bool
     is_stream: bool
+    completed_event: str = "image_generation.completed"
 
 
 def parse_images(body: bytes, limits: ModelLimits) -> ImagesGeneration:
@@ -102,16 +105,31 @@ def parse_images(body: bytes, limits: ModelLimits) -> ImagesGeneration:
     try:
         request = ImagesRequest.model_validate_json(body)
     except ValidationError as error:
-        raise first_refusal(error, ImagesRequest, _allowed(limits)) from None
+        raise first_refusal(error, ImagesRequest, allowed_in_these_words(limits)) from None
+    return ask(request, limits)
+
+
+def ask(request: PicturesRequest, limits: ModelLimits, **more: Any) -> ImagesGeneration:
+    """A well-formed request as one of ours, checked against the served model.
+
+    Args:
+        request: as it came.
+        limits: of the model.
+        more: fields of `GenerateRequest` beside those that every such request has.
+
+    Raises:
+        InvalidRequest: names the field, in OpenAI's words, and what is allowed.
+    """
     _refuse_what_cannot_be(request)
     try:
-        generation = resolve(_as_generate(request), limits)
+        wanted = GenerateRequest(**_shared_fields(request)).model_copy(update=more)
+        generation = resolve(wanted, limits)
     except InvalidRequest as error:
         raise _in_these_words(error, limits) from None
     return ImagesGeneration(generation, request.response_format == "url", bool(request.stream))
 
 
-def _refuse_what_cannot_be(request: ImagesRequest) -> None:
+def _refuse_what_cannot_be(request: PicturesRequest) -> None:
     if request.background == "transparent":
         raise InvalidRequest(
             "background: the model draws opaque pictures",
@@ -138,8 +156,8 @@ def _refuse_what_cannot_be(request: ImagesRequest) -> None:
         )
 
 
-def _as_generate(request: ImagesRequest) -> GenerateRequest:
-    """The same wish as a body of POST /v1/generate."""
+def _shared_fields(request: PicturesRequest) -> dict[str, Any]:
+    """The same wish in the words of POST /v1/generate."""
     fields: dict[str, Any] = {
         "prompt": request.prompt,
         "model": request.model,
@@ -154,14 +172,14 @@ def _as_generate(request: ImagesRequest) -> GenerateRequest:
         if match is None:
             raise InvalidRequest("size must be WIDTHxHEIGHT or auto", field="size")
         fields |= {"width": int(match[1]), "height": int(match[2])}
-    return GenerateRequest(**fields)
+    return fields
 
 
 def _in_these_words(error: InvalidRequest, limits: ModelLimits) -> InvalidRequest:
     """The refusal of an ordinary request, with the names and values of this one."""
     own = error.field or ""
     field = _NAMES.get(own, own)
-    allowed = _allowed(limits)
+    allowed = allowed_in_these_words(limits)
     if field == "size":
         detail = f"size must be one of {', '.join(_sizes(limits))}"
     else:
@@ -174,68 +192,14 @@ def _sizes(limits: ModelLimits) -> list[str]:
     return ["auto", *(f"{width}x{height}" for width, height in limits.sizes_px)]
 
 
-def _allowed(limits: ModelLimits) -> dict[str, object]:
+def allowed_in_these_words(limits: ModelLimits) -> dict[str, object]:
+    """Field -> what it may be, as plain JSON."""
     theirs = allowed_values(limits)
-    shared = {name: theirs[name] for name in ("prompt", "model", "seed")}
+    shared = {name: theirs[name] for name in _SAME_NAMES}
     renamed = {_NAMES[name]: theirs[name] for name in ("steps", "format", "quality")}
     return {
         **shared,
         **renamed,
         "n": {"min": 1, "max": MAX_N},
         "size": _sizes(limits),
-    }
-
-
-def usage_of(num_prompt_tokens: int) -> dict[str, Any]:
-    """Tokens of the prompt; a picture here is not counted in tokens."""
-    return {
-        "input_tokens": num_prompt_tokens,
-        "output_tokens": 0,
-        "total_tokens": num_prompt_tokens,
-        "input_tokens_details": {"text_tokens": num_prompt_tokens, "image_tokens": 0},
-    }
-
-
-def images_body(
-    created: int, asked: ImagesGeneration, data: Sequence[Mapping[str, str]]
-) -> dict[str, Any]:
-    """The answer to a request that is not streamed; `data` holds one entry per picture."""
-    key = asked.generation.key
-    return {
-        "created": created,
-        "data": list(data),
-        "background": "opaque",
-        "output_format": asked.generation.format,
-        "quality": "auto",
-        "size": f"{key.width}x{key.height}",
-        "usage": usage_of(asked.generation.num_tokens),
-    }
-
-
-def completed_event(created: int, asked: ImagesGeneration, b64_json: str) -> dict[str, Any]:
-    """One finished picture of a stream."""
-    key = asked.generation.key
-    return {
-        "type": "image_generation.completed",
-        "b64_json": b64_json,
-        "background": "opaque",
-        "created_at": created,
-        "output_format": asked.generation.format,
-        "quality": "auto",
-        "size": f"{key.width}x{key.height}",
-        "usage": usage_of(asked.generation.num_tokens),
-    }
-
-
-def error_document(error: ProblemError) -> dict[str, Any]:
-    """The body of a refused request: what the `openai` client reads its error from."""
-    row = status_of(error)
-    kind = "server_error" if row.status >= 500 else "invalid_request_error"
-    return {
-        "error": {
-            "message": error.detail,
-            "type": _ERROR_TYPES.get(row.status, kind),
-            "param": error.field,
-            "code": row.code,
-        }
     }

@@ -1,0 +1,1 @@
+"""Pictures that clients send: decoded in processes that may crash without harm."""
