@@ -15,11 +15,12 @@ import { copy, download, readHash, writeHash } from "/playground/share.js";
 import { Source } from "/playground/source.js";
 import { say, setBusy, showChannel, showGrid, showPicture } from "/playground/stage.js";
 
-const TYPING_PAUSE_MS = 30;
+const PAUSE_MS = 20;
 const GRID_PATIENCE_MS = 600;
 const SETTLED_MS = 900;
 const NOTICE_MS = 2000;
-const JPEG_QUALITY = 95;
+// A small picture is shown far larger than it is, and every trace of compression with it.
+const MAX_EXACT_PX = 256;
 
 const $ = (id) => document.getElementById(id);
 const prompt = $("prompt");
@@ -34,6 +35,7 @@ const source = new Source(wishSoon);
 const history_ = new History($("history"), recall);
 
 let model;
+let format;
 let typingTimer;
 let settledTimer;
 let shown = null; // the picture on the stage: { wish, blob }
@@ -47,12 +49,13 @@ function readWish() {
 
 function wishSoon() {
   showPromptState();
-  clearTimeout(typingTimer);
-  typingTimer = setTimeout(wishNow, TYPING_PAUSE_MS);
+  // What goes on all the time, like a stroke, must not put the wish off for ever.
+  typingTimer ??= setTimeout(wishNow, PAUSE_MS);
 }
 
 function wishNow() {
   clearTimeout(typingTimer);
+  typingTimer = undefined;
   clearTimeout(settledTimer);
   showPromptState();
   if (!model) return;
@@ -67,7 +70,7 @@ function wishNow() {
   const wish = readWish();
   if (readView() === 1) {
     grids.cancel();
-    live.ask({ ...wish, format: "jpeg", quality: JPEG_QUALITY });
+    live.ask({ ...wish, ...format });
   } else {
     live.cancel();
     grids.ask({ wish, numImages: readView() });
@@ -78,7 +81,7 @@ function wishNow() {
 
 async function showAnswer(wish, answer) {
   const isShown = await showPicture(wish, answer);
-  if (source.mode === "camera") wishSoon();
+  goOn();
   if (!isShown) return;
   shown = { wish, blob: answer.blob };
   settleSoon(wish);
@@ -99,8 +102,13 @@ async function drawGrid({ wish, numImages }, signal) {
   } finally {
     setBusy(false);
   }
-  if (source.mode === "camera") wishSoon();
+  goOn();
   return undefined;
+}
+
+/** The camera's next picture is sent when the last one has come back. */
+function goOn() {
+  if (source.mode === "camera" && !document.hidden) wishNow();
 }
 
 function tell(problem) {
@@ -207,6 +215,7 @@ function listenToControls() {
     copyFrom(currentTarget, curlCommand(readWish(), location.origin)));
   $("copy-python").addEventListener("click", ({ currentTarget }) =>
     copyFrom(currentTarget, pythonProgram(readWish(), model.sizes[0], location.origin)));
+  addEventListener("visibilitychange", goOn);
   addEventListener("hashchange", () => {
     followAddress();
     wishNow();
@@ -235,6 +244,8 @@ async function load() {
     setTimeout(load, NOTICE_MS);
     return;
   }
+  const isSmall = Math.max(...model.sizes[0]) <= MAX_EXACT_PX;
+  format = isSmall ? { format: "png" } : { format: "jpeg", quality: 90 };
   fitControls(model, wishNow);
   source.fit(model);
   prompt.value ||= model.examples[0] ?? "";

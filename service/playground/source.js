@@ -69,6 +69,9 @@ export class Source {
     const picture = this.#picture();
     if (!picture) return {};
     const context = small.getContext("2d");
+    // The camera is shown as a mirror, so it is drawn as one.
+    if (this.mode === "camera") context.setTransform(-1, 0, 0, 1, small.width, 0);
+    else context.resetTransform();
     cover(context, picture, picture.videoWidth || picture.width, picture.videoHeight || picture.height);
     const image = small.toDataURL("image/jpeg", JPEG_QUALITY).split(",")[1];
     return { image, strength: this.#strengths[$("strength").value] };
@@ -140,10 +143,13 @@ export class Source {
   async #freeze() {
     const video = $("camera");
     if (!video.videoWidth) return;
-    const still = await createImageBitmap(video);
+    const still = document.createElement("canvas");
+    [still.width, still.height] = [video.videoWidth, video.videoHeight];
+    const context = still.getContext("2d");
+    context.setTransform(-1, 0, 0, 1, still.width, 0);
+    context.drawImage(video, 0, 0);
     await this.choose("drawing");
     this.#board.put(still, still.width, still.height);
-    still.close();
   }
 
   #say(text) {
@@ -151,7 +157,9 @@ export class Source {
   }
 
   #showUndo() {
-    $("undo").disabled = $("clear").disabled = this.#board?.isBlank ?? true;
+    const isBlank = this.#board?.isBlank ?? true;
+    $("undo").disabled = $("clear").disabled = isBlank;
+    $("board").parentElement.classList.toggle("blank", isBlank);
   }
 
   #showStrength() {
