@@ -108,7 +108,7 @@ async function drawGrid({ wish, numImages }, signal) {
 
 /** The camera's next picture is sent when the last one has come back. */
 function goOn() {
-  if (source.mode === "camera" && !document.hidden) wishNow();
+  if (source.isMoving && !document.hidden) wishNow();
 }
 
 function tell(problem) {
@@ -124,7 +124,7 @@ function settleSoon(wish) {
     writeHash(wish);
     const what = readView() === 1 ? "Drawn" : `${readView()} pictures drawn`;
     $("announce").textContent = `${what}: ${wish.prompt}, seed ${wish.seed}`;
-    if (readView() === 1 && shown && source.mode !== "camera") history_.add(shown.wish, shown.blob);
+    if (readView() === 1 && shown && !source.isMoving) history_.add(shown.wish, shown.blob);
   }, SETTLED_MS);
 }
 

@@ -77,6 +77,11 @@ export class Source {
     return { image, strength: this.#strengths[$("strength").value] };
   }
 
+  /** Whether there is always something new to start from. */
+  get isMoving() {
+    return this.mode === "camera" && this.#picture() !== null;
+  }
+
   /** The most steps that a start at this strength leaves. */
   get maxSteps() {
     return this.#picture() ? Number($("strength").value) + 1 : Infinity;

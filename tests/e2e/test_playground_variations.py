@@ -109,6 +109,7 @@ def test_the_strip_lists_a_picture_once_and_letters_not_at_all(page: Page) -> No
 
 
 def test_the_strip_outlives_a_reload(page: Page) -> None:
+    expect(page.locator("#history button")).to_have_count(1)
     draw_and_settle(page, "rocket", 2)
     first = drawn(page)
     page.reload()
