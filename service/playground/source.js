@@ -6,6 +6,7 @@ const COLOURS = ["#1d1b19", "#e4572e", "#f6b73c", "#5aa65a", "#3f7fd1", "#8a5cc2
 const COLOUR_NAMES = ["Black", "Red", "Yellow", "Green", "Blue", "Violet", "Brown", "White"];
 const BRUSHES = { Fine: 0.025, Medium: 0.06, Broad: 0.15 };
 const JPEG_QUALITY = 0.9;
+const DEFAULT_STRENGTH = 0.5; // the service's own
 
 const $ = (id) => document.getElementById(id);
 const small = document.createElement("canvas");
@@ -51,7 +52,7 @@ export class Source {
     this.#strengths = [...model.strengths].reverse();
     const range = $("strength");
     range.max = this.#strengths.length - 1;
-    range.value = nearest(this.#strengths, 0.75);
+    range.value = nearest(this.#strengths, DEFAULT_STRENGTH);
     this.#showStrength();
     [small.width, small.height] = model.sizes[0];
     this.#board.resize(model.sizes[0]);

@@ -115,11 +115,11 @@ def test_a_drawing_is_sent_with_its_strength(page: Page, line: Line) -> None:
     assert pixels.shape == (width, width, 3)
     assert np.abs(pixels[width // 2, width // 2] - RED).max() < 20
     assert pixels[4, 4].min() > 245
-    assert message["strength"] == 0.75
+    assert message["strength"] == 0.5
     page.locator("#strength").focus()
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#strength-value")).to_have_text("50 %")
-    assert last_sent(page, line)["strength"] == 0.5
+    expect(page.locator("#strength-value")).to_have_text("25 %")
+    assert last_sent(page, line)["strength"] == 0.25
 
 
 def test_the_picture_follows_the_stroke(page: Page, line: Line) -> None:
@@ -162,9 +162,9 @@ def test_steps_that_a_strength_leaves_no_room_for_are_closed(page: Page, line: L
     choose(page, "drawing")
     expect(steps.nth(3)).to_be_enabled()
     stroke(page.locator("#board"), (0.2, 0.5), (0.8, 0.5))
-    expect(steps.nth(3)).to_be_disabled()
-    expect(steps.nth(2)).to_be_checked()
-    assert last_sent(page, line)["steps"] == 3
+    expect(steps.nth(2)).to_be_disabled()
+    expect(steps.nth(1)).to_be_checked()
+    assert last_sent(page, line)["steps"] == 2
     choose(page, "words")
     expect(steps.nth(3)).to_be_enabled()
 
@@ -295,5 +295,5 @@ def test_variations_of_a_drawing_start_from_it_too(page: Page) -> None:
         page.locator("label:has(> input[name=view][value='4'])").click()
     body = json.loads(asked.value.post_data or "")
     assert body["prompt"] == PROMPTS[0]
-    assert body["strength"] == 0.75
+    assert body["strength"] == 0.5
     assert sent_picture(body).shape[2] == 3
