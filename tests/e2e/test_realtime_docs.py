@@ -30,7 +30,8 @@ def test_the_python_example_draws(repo_root: Path, tmp_path: Path, service_url: 
     lines = run.stdout.splitlines()
     assert len(lines) > 2
     assert re.fullmatch(r"rocket \d+\.\d+ ms", lines[-1])
-    assert Image.open(tmp_path / "rocket.png").format == "PNG"
+    with Image.open(tmp_path / "rocket.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_the_browser_example_draws(repo_root: Path, browser: Browser, service_url: str) -> None:
