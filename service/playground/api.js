@@ -24,7 +24,7 @@ export async function generate(wish, signal) {
   const startedMs = performance.now();
   const init = {
     method: "POST",
-    headers: { "content-type": "application/json", accept: "image/png" },
+    headers: { "content-type": "application/json", accept: "image/*" },
     body: JSON.stringify(wish),
     signal,
   };

@@ -1,8 +1,6 @@
 // The page: joins controls, sources, the way to the service and the stage.
 
-import {
-  curlCommand, generate, generateSeveral, Problem, pythonProgram, readModel,
-} from "/playground/api.js";
+import { generateSeveral, Problem, readModel } from "/playground/api.js";
 import {
   chooseView, fitControls, isLocked, isSeedValid, limitSteps, MAX_SEED, readControls, readView,
   rollSeed, setLocked, showPromptState, writeControls,
@@ -11,15 +9,17 @@ import { History } from "/playground/history.js";
 import { listenForKeys } from "/playground/keys.js";
 import { Latest } from "/playground/latest.js";
 import { Live } from "/playground/live.js";
-import { copy, download, readHash, writeHash } from "/playground/share.js";
+import { readHash, writeHash } from "/playground/share.js";
+import { listenToSharing } from "/playground/sharing.js";
 import { Source } from "/playground/source.js";
 import { say, setBusy, showChannel, showGrid, showPicture } from "/playground/stage.js";
 
-const TYPING_PAUSE_MS = 30;
+const PAUSE_MS = 20;
 const GRID_PATIENCE_MS = 600;
 const SETTLED_MS = 900;
-const NOTICE_MS = 2000;
-const JPEG_QUALITY = 95;
+const RELOAD_MS = 2000;
+// A small picture is shown far larger than it is, and every trace of compression with it.
+const MAX_EXACT_PX = 256;
 
 const $ = (id) => document.getElementById(id);
 const prompt = $("prompt");
@@ -31,9 +31,10 @@ const live = new Live({
 });
 const grids = new Latest(drawGrid, GRID_PATIENCE_MS);
 const source = new Source(wishSoon);
-const history_ = new History($("history"), recall);
+const strip = new History($("history"), recall);
 
 let model;
+let format;
 let typingTimer;
 let settledTimer;
 let shown = null; // the picture on the stage: { wish, blob }
@@ -47,12 +48,13 @@ function readWish() {
 
 function wishSoon() {
   showPromptState();
-  clearTimeout(typingTimer);
-  typingTimer = setTimeout(wishNow, TYPING_PAUSE_MS);
+  // What goes on all the time, like a stroke, must not put the wish off for ever.
+  typingTimer ??= setTimeout(wishNow, PAUSE_MS);
 }
 
 function wishNow() {
   clearTimeout(typingTimer);
+  typingTimer = undefined;
   clearTimeout(settledTimer);
   showPromptState();
   if (!model) return;
@@ -67,7 +69,7 @@ function wishNow() {
   const wish = readWish();
   if (readView() === 1) {
     grids.cancel();
-    live.ask({ ...wish, format: "jpeg", quality: JPEG_QUALITY });
+    live.ask({ ...wish, ...format });
   } else {
     live.cancel();
     grids.ask({ wish, numImages: readView() });
@@ -78,7 +80,7 @@ function wishNow() {
 
 async function showAnswer(wish, answer) {
   const isShown = await showPicture(wish, answer);
-  if (source.mode === "camera") wishSoon();
+  goOn();
   if (!isShown) return;
   shown = { wish, blob: answer.blob };
   settleSoon(wish);
@@ -99,8 +101,13 @@ async function drawGrid({ wish, numImages }, signal) {
   } finally {
     setBusy(false);
   }
-  if (source.mode === "camera") wishSoon();
+  goOn();
   return undefined;
+}
+
+/** The camera's next picture is sent when the last one has come back. */
+function goOn() {
+  if (source.isMoving && !document.hidden) wishNow();
 }
 
 function tell(problem) {
@@ -116,7 +123,7 @@ function settleSoon(wish) {
     writeHash(wish);
     const what = readView() === 1 ? "Drawn" : `${readView()} pictures drawn`;
     $("announce").textContent = `${what}: ${wish.prompt}, seed ${wish.seed}`;
-    if (readView() === 1 && shown && source.mode !== "camera") history_.add(shown.wish, shown.blob);
+    if (readView() === 1 && shown && !source.isMoving) strip.add(shown.wish, shown.blob);
   }, SETTLED_MS);
 }
 
@@ -152,28 +159,6 @@ function toggleLock() {
   setLocked(!isLocked());
 }
 
-// Ways out
-
-async function save() {
-  if (!shown) return;
-  // What moves over the stage is JPEG; what is kept should be exact.
-  const { image, strength, prompt: text, seed, steps } = shown.wish;
-  const wish = { prompt: text, seed, steps, ...(image && { image, strength }) };
-  const exact = await generate(wish).catch(() => shown);
-  download(wish, exact.blob);
-}
-
-async function copyFrom(button, text) {
-  button.dataset.label ??= button.textContent;
-  button.textContent = (await copy(text)) ? "Copied" : "Copying is not allowed here";
-  setTimeout(() => { button.textContent = button.dataset.label; }, NOTICE_MS);
-}
-
-function copyLink() {
-  writeHash(readControls());
-  copyFrom($("copy-link"), location.href);
-}
-
 function followAddress() {
   writeControls(readHash());
 }
@@ -198,15 +183,7 @@ function listenToControls() {
   for (const radio of document.querySelectorAll("input[name=view]")) {
     radio.addEventListener("change", wishNow);
   }
-  $("save").addEventListener("click", (event) => {
-    event.preventDefault();
-    save();
-  });
-  $("copy-link").addEventListener("click", copyLink);
-  $("copy-curl").addEventListener("click", ({ currentTarget }) =>
-    copyFrom(currentTarget, curlCommand(readWish(), location.origin)));
-  $("copy-python").addEventListener("click", ({ currentTarget }) =>
-    copyFrom(currentTarget, pythonProgram(readWish(), model.sizes[0], location.origin)));
+  addEventListener("visibilitychange", goOn);
   addEventListener("hashchange", () => {
     followAddress();
     wishNow();
@@ -232,9 +209,11 @@ async function load() {
     model = await readModel();
   } catch (error) {
     say(`${error.message} Trying again.`, "service");
-    setTimeout(load, NOTICE_MS);
+    setTimeout(load, RELOAD_MS);
     return;
   }
+  const isSmall = Math.max(...model.sizes[0]) <= MAX_EXACT_PX;
+  format = isSmall ? { format: "png" } : { format: "jpeg", quality: 90 };
   fitControls(model, wishNow);
   source.fit(model);
   prompt.value ||= model.examples[0] ?? "";
@@ -245,6 +224,11 @@ async function load() {
 rollSeed();
 listenToControls();
 listenForFiles();
+const sharing = listenToSharing({
+  readWish,
+  readShown: () => shown,
+  readSize: () => model.sizes[0],
+});
 listenForKeys({
   "/": () => prompt.focus(),
   r: roll,
@@ -256,7 +240,7 @@ listenForKeys({
   d: start("drawing"),
   c: start("camera"),
   z: () => source.undo(),
-  s: save,
-  k: copyLink,
+  s: sharing.save,
+  k: sharing.copyLink,
 });
 load();

@@ -21,11 +21,12 @@ export class History {
     this.#show();
   }
 
-  /** Remember a picture; one of the same wish moves to the front. */
+  /** Remember a picture; of the same words, seed, steps and kind of start the newest is kept. */
   async add(wish, blob) {
-    const kept = { prompt: wish.prompt, seed: wish.seed, steps: wish.steps };
-    // Pictures from a picture are never the same again: what they started from is not kept.
-    const isSame = (entry) => !wish.image && JSON.stringify(entry.wish) === JSON.stringify(kept);
+    // What a picture started from is not kept: it would make the strip heavy.
+    const { prompt, seed, steps, image } = wish;
+    const kept = { prompt, seed, steps, isFromPicture: Boolean(image) };
+    const isSame = (entry) => JSON.stringify(entry.wish) === JSON.stringify(kept);
     const others = this.#entries.filter((entry) => !isSame(entry));
     this.#entries = [{ wish: kept, blob }, ...others].slice(0, MAX_ENTRIES);
     this.#show();

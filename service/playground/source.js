@@ -6,6 +6,7 @@ const COLOURS = ["#1d1b19", "#e4572e", "#f6b73c", "#5aa65a", "#3f7fd1", "#8a5cc2
 const COLOUR_NAMES = ["Black", "Red", "Yellow", "Green", "Blue", "Violet", "Brown", "White"];
 const BRUSHES = { Fine: 0.025, Medium: 0.06, Broad: 0.15 };
 const JPEG_QUALITY = 0.9;
+const DEFAULT_STRENGTH = 0.5; // the service's own
 
 const $ = (id) => document.getElementById(id);
 const small = document.createElement("canvas");
@@ -51,7 +52,7 @@ export class Source {
     this.#strengths = [...model.strengths].reverse();
     const range = $("strength");
     range.max = this.#strengths.length - 1;
-    range.value = nearest(this.#strengths, 0.75);
+    range.value = nearest(this.#strengths, DEFAULT_STRENGTH);
     this.#showStrength();
     [small.width, small.height] = model.sizes[0];
     this.#board.resize(model.sizes[0]);
@@ -69,9 +70,17 @@ export class Source {
     const picture = this.#picture();
     if (!picture) return {};
     const context = small.getContext("2d");
+    // The camera is shown as a mirror, so it is drawn as one.
+    if (this.mode === "camera") context.setTransform(-1, 0, 0, 1, small.width, 0);
+    else context.resetTransform();
     cover(context, picture, picture.videoWidth || picture.width, picture.videoHeight || picture.height);
     const image = small.toDataURL("image/jpeg", JPEG_QUALITY).split(",")[1];
     return { image, strength: this.#strengths[$("strength").value] };
+  }
+
+  /** Whether there is always something new to start from. */
+  get isMoving() {
+    return this.mode === "camera" && this.#picture() !== null;
   }
 
   /** The most steps that a start at this strength leaves. */
@@ -140,10 +149,13 @@ export class Source {
   async #freeze() {
     const video = $("camera");
     if (!video.videoWidth) return;
-    const still = await createImageBitmap(video);
+    const still = document.createElement("canvas");
+    [still.width, still.height] = [video.videoWidth, video.videoHeight];
+    const context = still.getContext("2d");
+    context.setTransform(-1, 0, 0, 1, still.width, 0);
+    context.drawImage(video, 0, 0);
     await this.choose("drawing");
     this.#board.put(still, still.width, still.height);
-    still.close();
   }
 
   #say(text) {
@@ -151,7 +163,9 @@ export class Source {
   }
 
   #showUndo() {
-    $("undo").disabled = $("clear").disabled = this.#board?.isBlank ?? true;
+    const isBlank = this.#board?.isBlank ?? true;
+    $("undo").disabled = $("clear").disabled = isBlank;
+    $("board").parentElement.classList.toggle("blank", isBlank);
   }
 
   #showStrength() {
