@@ -10,22 +10,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-import pybase64
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
 from service.jobs import BatchKey, ImageFormat
+from service.picture_fields import DEFAULT_STRENGTH, PictureFile, nearest_timestep, strengths_of
 from service.uploads.header import MEDIA_TYPES
 
 MAX_SEED = 2**32 - 1
 MAX_NUM_IMAGES = 16
-DEFAULT_STRENGTH = 0.5
 _MAX_ECHO_CHARS = 64
-# Tells the model's strengths apart; a key of a batch holds one of them.
-_STRENGTH_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -63,34 +59,7 @@ class ModelLimits:
         """Every strength that makes a difference, descending; none without pictures."""
         if not self.can_start_from_image:
             return ()
-        last = self.num_train_timesteps - 1
-        least = 10**-_STRENGTH_DIGITS
-        return tuple(max(round(t / last, _STRENGTH_DIGITS), least) for t in self.timesteps)
-
-
-def _picture_bytes(given: object) -> bytes:
-    """The file inside base64 or a data: URL."""
-    if not isinstance(given, str):
-        raise PydanticCustomError("picture", "must be base64 or a data: URL")
-    if given.startswith(("http:", "https:")):
-        raise PydanticCustomError("picture", "addresses are not fetched: send the picture itself")
-    if given.startswith("data:"):
-        head, _, given = given.partition(",")
-        if not head.endswith(";base64"):
-            raise PydanticCustomError("picture", "a data: URL must be in base64")
-    try:
-        return pybase64.b64decode(given, validate=True)
-    except ValueError:
-        raise PydanticCustomError(
-            "picture", "must be base64 without line breaks, or a data: URL"
-        ) from None
-
-
-PictureFile = Annotated[
-    bytes,
-    PlainValidator(_picture_bytes),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
-]
+        return strengths_of(self.timesteps, self.num_train_timesteps)
 
 
 class GenerateRequest(BaseModel):
@@ -286,16 +255,14 @@ def _strength(
     if not limits.can_start_from_image:
         raise refuse("image", f"image: {limits.name} draws from text alone, leave it out")
     given = DEFAULT_STRENGTH if request.strength is None else request.strength
-    wanted = given * (limits.num_train_timesteps - 1)
-    # As `engines.sampling.plan_steps` chooses.
-    num = len(limits.timesteps)
-    start = min(range(num), key=lambda index: abs(limits.timesteps[index] - wanted))
-    if request.steps > num - start:
+    start = nearest_timestep(given, limits.timesteps, limits.num_train_timesteps)
+    num_left = len(limits.timesteps) - start
+    if request.steps > num_left:
         raise InvalidRequest(
-            f"steps must be 1 to {num - start} at strength {given:g}: "
+            f"steps must be 1 to {num_left} at strength {given:g}: "
             "a weaker one starts nearer to the end",
             field="steps",
-            allowed={"min": 1, "max": num - start},
+            allowed={"min": 1, "max": num_left},
         )
     return limits.strengths[start]
 

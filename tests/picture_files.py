@@ -141,6 +141,45 @@ def turned(orientation: int) -> bytes:
     return saved(image, "jpeg", exif=exif, quality=95, subsampling=0)
 
 
+def mpo() -> bytes:
+    """A JPEG with a second picture behind it, as telephones write."""
+    return saved(drawn(), "mpo", save_all=True, append_images=[Image.new("RGB", (48, 32))])
+
+
+def png_of_48_bits() -> bytes:
+    """Four by four pixels of orange with 16 bits a channel."""
+    row = b"\0" + struct.pack(">3H", 65535, 32896, 0) * 4
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(row * 4))
+    return PNG_SIGNATURE + header + body + png_chunk(b"IEND", b"")
+
+
+def ordinary_files() -> Iterator[tuple[str, bytes]]:
+    """Name and content of what must be taken, so that each path of the decoder is walked."""
+    image = drawn()
+    for mode in ("RGB", "RGBA", "L", "LA", "P", "1"):
+        yield f"png {mode}", saved(image.convert(mode))
+    yield "png with transparent colour", saved(image, transparency=(255, 0, 0))
+    yield "png of 16 bits", saved(Image.fromarray(np.full((9, 9), 999, np.uint16)))
+    yield "png of 48 bits", png_of_48_bits()
+    yield "interlaced png", saved(image, interlace=True)
+    yield "png with remarks", saved(image, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    for orientation in range(1, 9):
+        yield f"jpeg held as {orientation}", turned(orientation)
+    yield "progressive jpeg", saved(image, "jpeg", progressive=True)
+    yield "large jpeg", saved(drawn(1600, 1200), "jpeg")
+    for mode in ("L", "CMYK"):
+        yield f"jpeg {mode}", saved(image.convert(mode), "jpeg")
+    yield "mpo", mpo()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    for options in ({}, {"lossless": True}, {"exif": exif}, {"xmp": xmp}):
+        yield f"webp {options}", saved(image, "webp", **options)
+    yield "webp RGBA", saved(image.convert("RGBA"), "webp")
+    yield "png with xmp", saved(image, exif=exif, xmp=xmp)
+
+
 def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     """Name, content and the code of the refusal that it must meet at 16 megapixels."""
     whole = {format: saved(heart("red"), format) for format in ("png", "jpeg", "webp")}

@@ -18,7 +18,8 @@ from service.openai_wire.requests import (
     allowed_in_these_words,
     ask,
 )
-from service.schemas import DEFAULT_STRENGTH, ModelLimits, first_refusal
+from service.picture_fields import DEFAULT_STRENGTH
+from service.schemas import ModelLimits, first_refusal
 
 # Clients write the second one when they give a list.
 IMAGE_FILES = ("image", "image[]")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import InvalidRequest
@@ -70,6 +70,13 @@ async def read_form(request: Request, file_names: Collection[str]) -> Form:
         parts = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+    try:
+        return await _sorted(parts, file_names)
+    finally:
+        await parts.close()
+
+
+async def _sorted(parts: FormData, file_names: Collection[str]) -> Form:
     form = Form()
     for name, part in parts.multi_items():
         if isinstance(part, UploadFile):
@@ -80,15 +87,14 @@ async def read_form(request: Request, file_names: Collection[str]) -> Form:
                     allowed=list(file_names),
                 )
             form.files.setdefault(name, []).append(await part.read())
-            await part.close()
+        elif name in file_names:
+            raise InvalidRequest(
+                f"{name} must be a file of the form: with curl, -F {name}=@picture.png",
+                field=name,
+            )
+        elif name in form.texts:
+            raise InvalidRequest("a field of the form came twice", field=name[:64])
         else:
-            if name in file_names:
-                raise InvalidRequest(
-                    f"{name} must be a file of the form: with curl, -F {name}=@picture.png",
-                    field=name,
-                )
-            if name in form.texts:
-                raise InvalidRequest("a field of the form came twice", field=name[:64])
             form.texts[name] = part
     return form
 

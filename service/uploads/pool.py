@@ -1,7 +1,7 @@
 """A few decoder processes, started when first needed and replaced when they die.
 
 Owns their life and how long a request may wait for one. What a picture may be is decided in
-`service.uploads.decoder`, which runs there; a crash, a bomb or an endless loop ends that process
+`service.uploads.decoding`, which runs there; a crash, a bomb or an endless loop ends that process
 and one request.
 """
 
@@ -27,6 +27,8 @@ WAIT_TIMEOUT_S = 5.0
 _BUSY_RETRY_S = 1.0
 # A process may be ended from outside, which is no fault of the picture that it had.
 _MAX_TRIES = 2
+# Ended by its limit on processor time; Windows has no such signal.
+_CPU_LIMIT_STATUS = -getattr(signal, "SIGXCPU", 0)
 _REFUSALS: dict[str, type[ProblemError]] = {
     status_of(kind("")).code: kind for kind in (InvalidRequest, PictureTooLarge)
 }
@@ -55,7 +57,7 @@ class PictureDecoders:
         return [process.pid for process in self._idle]
 
     async def decode(self, picture: bytes, mask: bytes | None, size_px: tuple[int, int]) -> bytes:
-        """Pixels to start from, as `service.uploads.decoder.starting_picture` gives them.
+        """Pixels to start from, as `service.uploads.decoding.starting_picture` gives them.
 
         Raises:
             InvalidRequest: it is no picture that is accepted, or it cannot be decoded.
@@ -102,7 +104,7 @@ class PictureDecoders:
         except (ConnectionError, asyncio.IncompleteReadError):
             status = await process.wait()
             log_event("decoder_died", level=logging.WARNING, pid=process.pid, status=status)
-            if status == -signal.SIGXCPU:
+            if status == _CPU_LIMIT_STATUS:
                 raise _too_slow() from None
             return None
         finally:

@@ -48,12 +48,15 @@ async def test_several_pictures_cannot_be_one_image(stack: Stack) -> None:
     assert problem(response, 400, "invalid_request")["field"] == "num_images"
 
 
-async def test_a_body_too_large_is_refused_by_its_length(stack: Stack) -> None:
-    response = await stack.client.post("/v1/generate", content=b" " * 65537)
+async def test_a_body_too_large_is_refused_by_its_length(bundle: Path, pipeline: Pipeline) -> None:
+    async with running(bundle, pipeline, max_upload_bytes=65536) as stack:
+        response = await stack.client.post("/v1/generate", content=b" " * 65537)
     assert problem(response, 413, "body_too_large")["allowed"] == {"max_bytes": 65536}
 
 
-async def test_a_body_too_large_is_refused_while_it_arrives(stack: Stack) -> None:
+async def test_a_body_too_large_is_refused_while_it_arrives(
+    bundle: Path, pipeline: Pipeline
+) -> None:
     num_sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -62,7 +65,8 @@ async def test_a_body_too_large_is_refused_while_it_arrives(stack: Stack) -> Non
             num_sent += 1
             yield b" " * 1024
 
-    response = await stack.client.post("/v1/generate", content=endless())
+    async with running(bundle, pipeline, max_upload_bytes=65536) as stack:
+        response = await stack.client.post("/v1/generate", content=endless())
     problem(response, 413, "body_too_large")
     assert num_sent <= 65
 

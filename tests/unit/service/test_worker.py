@@ -6,12 +6,13 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from service_fixtures import FakeClock, ScriptedPipeline, make_job
+from service_fixtures import KEY, SIZE_PX, FakeClock, ScriptedPipeline, make_job
 
 from service import worker as worker_module
 from service.brokers.memory import MemoryBroker
@@ -191,3 +192,25 @@ async def test_a_drain_finishes_what_was_accepted() -> None:
 async def test_the_model_is_warmed_up_for_the_smallest_and_the_largest_batch() -> None:
     async with running(ScriptedPipeline(), max_batch_size=8) as bench:
         assert bench.pipeline.warmed == [1, 8]
+
+
+async def test_pictures_to_start_from_reach_the_engine_with_their_strength() -> None:
+    pipeline = ScriptedPipeline()
+    key = replace(KEY, strength=0.25)
+    images = [bytes([grey]) * (3 * SIZE_PX * SIZE_PX) for grey in (10, 20)]
+    async with running(pipeline) as bench:
+        await bench.draw([make_job(), *(make_job(key=key, image=image) for image in images)])
+    given = dict(zip(pipeline.strengths, pipeline.given, strict=True))
+    images_BHWC = given.pop(0.25)
+    assert images_BHWC is not None and images_BHWC[:, 0, 0, 0].tolist() == [10, 20]
+    assert list(given.values()) == [None]
+
+
+async def test_a_job_with_half_a_picture_fails_alone() -> None:
+    key = replace(KEY, strength=0.5)
+    whole = bytes(3 * SIZE_PX * SIZE_PX)
+    async with running(ScriptedPipeline()) as bench:
+        outcomes = await bench.draw(
+            [make_job(key=key, image=image) for image in (whole, whole[:-1], whole)]
+        )
+    assert [isinstance(outcome, JobFailed) for outcome in outcomes] == [False, True, False]
