@@ -74,17 +74,21 @@ export function curlCommand(wish, origin) {
 }
 
 /** The program that draws the same picture, with the `openai` client. */
-export function pythonProgram({ prompt, seed, steps }, [width, height], origin) {
-  // JSON's strings are Python's.
+export function pythonProgram(wish, [width, height], origin) {
+  const { prompt, seed, steps, image, strength } = wish;
+  const more = { seed, num_inference_steps: steps, ...(image && { strength }) };
+  const method = image ? "edit" : "generate";
+  const start = image ? `\n    image=("start.jpg", b64decode("${image}")),` : "";
+  // JSON's strings, numbers and objects are Python's.
   return `from base64 import b64decode
 
 from openai import OpenAI
 
 client = OpenAI(base_url="${origin}/v1", api_key="none")
-answer = client.images.generate(
+answer = client.images.${method}(${start}
     prompt=${JSON.stringify(prompt)},
     size="${width}x${height}",
-    extra_body={"seed": ${seed}, "num_inference_steps": ${steps}},
+    extra_body=${JSON.stringify(more)},
 )
 with open("picture.png", "wb") as file:
     file.write(b64decode(answer.data[0].b64_json))
