@@ -6,7 +6,6 @@ Owns what the page has sent. The answers come from the real service, but for tho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Page, WebSocketRoute
@@ -22,7 +21,6 @@ class Line:
         self.socket: WebSocketRoute | None = None
         self.is_cut = False
         self.answers: list[dict[str, Any]] = []
-        self.forward: Callable[[dict[str, Any]], dict[str, Any]] = lambda message: message
 
     def attach(self, page: Page) -> None:
         page.route_web_socket(REALTIME, self._open)
@@ -39,6 +37,6 @@ class Line:
             if self.answers:
                 socket.send(json.dumps({"id": self.sent[-1]["id"]} | self.answers.pop(0)))
             else:
-                server.send(json.dumps(self.forward(self.sent[-1])))
+                server.send(message)
 
         socket.on_message(receive)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.e2e.conftest import opened
-from tests.e2e.playground_page import PROMPTS, wait_for_picture
+from tests.e2e.playground_page import OTHER, PROMPTS, SAME, difference, drawn, wait_for_picture
 from tests.e2e.realtime_line import Line
 
 pytestmark = pytest.mark.e2e
 
-STRENGTHS = [1.0, 0.75, 0.5, 0.25]
 RED = (228, 87, 46)
 
 
@@ -33,26 +34,9 @@ def line() -> Line:
 def page(browser: Browser, service_url: str, line: Line) -> Iterator[Page]:
     """The page of a model that can start from pictures."""
 
-    def prepare(page: Page) -> None:
-        line.attach(page)
-        page.route("**/v1/models", offer_pictures)
-
-    line.forward = without_picture
-    with opened(browser, service_url, prepare) as page:
+    with opened(browser, service_url, line.attach) as page:
         expect(page.locator("#channel")).to_have_text("Live")
         yield page
-
-
-def offer_pictures(route: Route) -> None:
-    """Let the page believe that the model starts from pictures."""
-    models = route.fetch().json()
-    models["data"][0] |= {"can_start_from_image": True, "strengths": STRENGTHS}
-    route.fulfill(json=models)
-
-
-def without_picture(message: dict[str, Any]) -> dict[str, Any]:
-    """What a service that draws from words alone understands of it."""
-    return {name: value for name, value in message.items() if name not in ("image", "strength")}
 
 
 def choose(page: Page, mode: str) -> None:
@@ -85,6 +69,37 @@ def last_sent(page: Page, line: Line) -> dict[str, Any]:
     return line.sent[-1]
 
 
+def test_a_drawing_changes_the_picture(page: Page, line: Line) -> None:
+    from_words = drawn(page)
+    choose(page, "drawing")
+    page.locator("#colours label").nth(4).click()
+    page.locator("#brushes label").nth(2).click()
+    for height in (0.3, 0.5, 0.7):
+        stroke(page.locator("#board"), (0.1, height), (0.9, height))
+    last_sent(page, line)
+    from_drawing = drawn(page)
+    assert difference(from_drawing, from_words) > OTHER
+    choose(page, "words")
+    last_sent(page, line)
+    assert difference(drawn(page), from_words) <= SAME
+
+
+@pytest.mark.parametrize("language", ["curl", "python"])
+def test_a_wish_from_a_drawing_is_copied_with_it(
+    page: Page, line: Line, tmp_path: Path, language: str
+) -> None:
+    choose(page, "drawing")
+    stroke(page.locator("#board"), (0.2, 0.5), (0.8, 0.5))
+    last_sent(page, line)
+    page.locator(f"#copy-{language}").click()
+    expect(page.locator(f"#copy-{language}")).to_have_text("Copied")
+    text = page.evaluate("navigator.clipboard.readText()")
+    command = ["sh", "-c", text] if language == "curl" else [sys.executable, "-c", text]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    copied = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"), np.float32)
+    assert difference(copied, drawn(page)) <= SAME
+
+
 def test_a_model_of_words_alone_offers_nothing_else(browser: Browser, service_url: str) -> None:
     def prepare(page: Page) -> None:
         page.route("**/v1/models", refuse_pictures)
@@ -115,11 +130,11 @@ def test_a_drawing_is_sent_with_its_strength(page: Page, line: Line) -> None:
     assert pixels.shape == (width, width, 3)
     assert np.abs(pixels[width // 2, width // 2] - RED).max() < 20
     assert pixels[4, 4].min() > 245
-    assert message["strength"] == 0.5
+    assert message["strength"] == pytest.approx(0.5, abs=0.01)
     page.locator("#strength").focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#strength-value")).to_have_text("25 %")
-    assert last_sent(page, line)["strength"] == 0.25
+    assert last_sent(page, line)["strength"] == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_picture_follows_the_stroke(page: Page, line: Line) -> None:
@@ -295,5 +310,5 @@ def test_variations_of_a_drawing_start_from_it_too(page: Page) -> None:
         page.locator("label:has(> input[name=view][value='4'])").click()
     body = json.loads(asked.value.post_data or "")
     assert body["prompt"] == PROMPTS[0]
-    assert body["strength"] == 0.5
+    assert body["strength"] == pytest.approx(0.5, abs=0.01)
     assert sent_picture(body).shape[2] == 3
