@@ -122,7 +122,7 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
     stop = asyncio.Event()
     _on_signals(stop)
     async with (
-        _answering(create_app(context), listener) as serving,
+        _answering(create_app(context), listener, settings) as serving,
         _answering_operators(context),
         _sweeping(broker, telemetry),
     ):
@@ -139,19 +139,11 @@ async def serve(settings: Settings, limits: ModelLimits, listener: socket.socket
 
 
 @contextlib.asynccontextmanager
-async def _answering(app: ASGIApp, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+async def _answering(
+    app: ASGIApp, listener: socket.socket, settings: Settings
+) -> AsyncIterator[asyncio.Task[None]]:
     """Answer requests on a listener until the end of the block."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=BoundedHttp,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    server = _Server(server_config(app, settings))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield serving
@@ -188,9 +180,25 @@ async def _answering_operators(context: AppContext) -> AsyncIterator[None]:
         yield
         return
     with _listen(settings.admin_host, settings.admin_port, "ONESTEP_ADMIN_") as listener:
-        async with _answering(create_admin_app(context), listener):
+        async with _answering(create_admin_app(context), listener, settings):
             log_event("metrics_served", host=settings.admin_host, port=listener.getsockname()[1])
             yield
+
+
+def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How the application is put on a socket."""
+    return uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ws_max_size=settings.realtime_max_message_bytes,
+        # Pictures are compressed already.
+        ws_per_message_deflate=False,
+    )
 
 
 async def _drain(working: asyncio.Task[None], timeout_s: float) -> int:

@@ -8,6 +8,7 @@ departure from the routes. Knows nothing of engines; the worker runs beside it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -41,7 +42,7 @@ from service.errors import (
 )
 from service.middleware import AuthMiddleware, cors_options
 from service.openai_wire.answers import error_document
-from service.routes import docs, generate, health, images, metrics, models, playground
+from service.routes import docs, generate, health, images, metrics, models, playground, realtime
 from service.routes.context import AppContext
 from service.settings import Settings
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
@@ -70,7 +71,7 @@ def create_app(context: AppContext) -> FastAPI:
     """
     settings = context.settings
     app = _plain_app(context)
-    for module in (generate, images, models, health, playground):
+    for module in (generate, images, realtime, models, health, playground):
         app.include_router(module.router)
     if settings.admin_port is None:
         app.include_router(metrics.router)
@@ -191,6 +192,9 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] == "websocket":
+            await self._serve_connection(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -229,6 +233,30 @@ class RequestMiddleware:
             reason = state.get("reason", "ok")
             self._telemetry.requests.labels(route, str(status), reason).inc()
             self._telemetry.request_duration.labels(route).observe(time.perf_counter() - started_s)
+            request_id_var.reset(token)
+
+    async def _serve_connection(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket; what it counts it counts itself, as it lasts for many answers."""
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = request_id_var.set(request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode("ascii")),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            log_event("connection_failed", level=logging.ERROR, exc=error, path=scope["path"])
+            # It may be closed already, or gone.
+            with contextlib.suppress(RuntimeError, OSError):
+                await send({"type": "websocket.close", "code": 1011})
+        finally:
             request_id_var.reset(token)
 
 

@@ -25,6 +25,7 @@
         ├── NotReady           503, the model is still loading
         ├── Draining           503, the process is about to stop
         ├── QueueUnavailable   503, the queue cannot be reached
+        ├── TooManyConnections 503, no seat for one more realtime connection
         └── DeadlineExceeded   504
 
 Owns the status table and the problem document (RFC 9457). Knows no web framework.
@@ -161,6 +162,10 @@ class QueueUnavailable(ProblemError):
     """The queue lives in another process and cannot be reached, or takes nothing at the moment."""
 
 
+class TooManyConnections(ProblemError):
+    """As many realtime connections are open as the settings allow."""
+
+
 class DeadlineExceeded(ProblemError):
     """No picture before the request's deadline."""
 
@@ -194,6 +199,7 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     NotReady: Status(503, "not_ready", "Not ready"),
     Draining: Status(503, "draining", "Shutting down"),
     QueueUnavailable: Status(503, "queue_unavailable", "Queue unavailable"),
+    TooManyConnections: Status(503, "too_many_connections", "Too many connections"),
     DeadlineExceeded: Status(504, "deadline_exceeded", "Deadline exceeded"),
 }
 
@@ -221,12 +227,17 @@ def problem_document(error: ProblemError, request_id: str) -> dict[str, Any]:
     return document
 
 
-def retry_headers(error: ProblemError) -> dict[str, str]:
-    """Headers that tell a client when to come back; none for errors that waiting cannot mend."""
+def retry_ms(error: ProblemError) -> int | None:
+    """When to come back; None for errors that waiting cannot mend."""
     if error.retry_after_s is None:
-        return {}
+        return None
     wait_s = min(max(error.retry_after_s, 0.0), MAX_RETRY_AFTER_S)
-    return {
-        "retry-after": str(max(1, math.ceil(wait_s))),
-        "retry-after-ms": str(max(1, math.ceil(wait_s * 1000))),
-    }
+    return max(1, math.ceil(wait_s * 1000))
+
+
+def retry_headers(error: ProblemError) -> dict[str, str]:
+    """Headers that tell a client when to come back, if that makes sense."""
+    wait_ms = retry_ms(error)
+    if wait_ms is None:
+        return {}
+    return {"retry-after": str(math.ceil(wait_ms / 1000)), "retry-after-ms": str(wait_ms)}

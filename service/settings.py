@@ -82,6 +82,14 @@ class Settings(BaseSettings):
     webhook_allow_http: bool = Field(default=False, description="also without TLS")
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=60, description="of one try, in all")
     webhook_max_tries: int = Field(default=6, ge=1, le=20)
+    realtime_max_connections: int = Field(default=256, ge=0, description="0 offers none")
+    realtime_max_fps: float = Field(
+        default=60.0, gt=0, description="messages that a connection may have parsed per second"
+    )
+    realtime_max_message_bytes: int = Field(default=2**20, ge=1024)
+    realtime_idle_s: float = Field(
+        default=300.0, gt=0, description="a connection that sends or takes nothing is closed"
+    )
     num_encode_threads: int = Field(default=2, ge=1)
     keys_file: Path | None = Field(default=None, description="API keys; unset: none are asked")
     rate_pixel_steps_per_s: int = Field(default=0, ge=0, le=2**31, description="0: no limit")

@@ -105,6 +105,22 @@ class Telemetry:
         self.webhooks_open = Gauge(
             "t2i_webhooks_open", "Webhooks accepted and not at their end.", registry=registry
         )
+        self.realtime_connections = Gauge(
+            "t2i_realtime_connections", "Open realtime connections.", registry=registry
+        )
+        self.realtime_closed = Counter(
+            "t2i_realtime_closed_total",
+            "Realtime connections by why they ended.",
+            ["reason"],
+            registry=registry,
+        )
+        self.realtime_messages = Counter(
+            "t2i_realtime_messages_total",
+            "Realtime messages: drawn, stale (dropped for a newer one), delayed by a full queue, "
+            "or answered by a problem, by its code.",
+            ["outcome"],
+            registry=registry,
+        )
         self.ready = Gauge("t2i_ready", "1 when requests are accepted.", registry=registry)
 
 

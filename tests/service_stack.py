@@ -21,10 +21,9 @@ import uvicorn
 from PIL import Image
 
 from engines.pipeline import Generated, Pipeline
-from service.__main__ import load_limits
+from service.__main__ import load_limits, server_config
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
-from service.http_protocol import BoundedHttp
 from service.routes.context import AppContext, Phase, Readiness
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
@@ -57,6 +56,7 @@ class Stack:
     """One process's parts, joined as the command joins them."""
 
     def __init__(self, bundle: Path, pipeline: Pipeline, settings: Settings) -> None:
+        self.settings = settings
         self.pipeline = GatedPipeline(pipeline)
         self.telemetry = Telemetry()
         limits = load_limits(bundle)
@@ -113,9 +113,9 @@ async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIte
 @asynccontextmanager
 async def listening(stack: Stack) -> AsyncIterator[int]:
     """The application behind a real server; yields its port."""
-    server = uvicorn.Server(
-        uvicorn.Config(stack.app, http=BoundedHttp, log_config=None, lifespan="off")
-    )
+    config = server_config(stack.app, stack.settings)
+    config.lifespan = "off"  # its task would outlive a test that fails
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]

@@ -24,7 +24,7 @@ export async function generate(wish, signal) {
   const startedMs = performance.now();
   const init = {
     method: "POST",
-    headers: { "content-type": "application/json", accept: "image/png" },
+    headers: { "content-type": "application/json", accept: "image/*" },
     body: JSON.stringify(wish),
     signal,
   };
@@ -37,6 +37,31 @@ export async function generate(wish, signal) {
   };
 }
 
+/** Draw several pictures, of the seeds that follow the wish's own: [{ seed, blob }]. */
+export async function generateSeveral(wish, numImages, signal) {
+  const startedMs = performance.now();
+  const init = {
+    method: "POST",
+    headers: { "content-type": "application/json", accept: "application/json" },
+    body: JSON.stringify({ ...wish, num_images: numImages, format: "jpeg" }),
+    signal,
+  };
+  const { body } = await ask(GENERATE_PATH, init, "json");
+  return {
+    pictures: body.images.map(({ seed, b64_json, media_type }) => ({
+      seed,
+      blob: fromBase64(b64_json, media_type),
+    })),
+    roundTripMs: performance.now() - startedMs,
+    queueMs: body.timing.queue_ms,
+    runMs: body.timing.run_ms,
+  };
+}
+
+export function fromBase64(text, type) {
+  return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type });
+}
+
 /** The shell command that draws the same picture. */
 export function curlCommand(wish, origin) {
   // Inside single quotes a shell leaves everything alone but the quote itself.
@@ -46,6 +71,28 @@ export function curlCommand(wish, origin) {
     "-H 'content-type: application/json' -H 'accept: image/png'",
     `-d '${body}' -o picture.png`,
   ].join(" \\\n  ");
+}
+
+/** The program that draws the same picture, with the `openai` client. */
+export function pythonProgram(wish, [width, height], origin) {
+  const { prompt, seed, steps, image, strength } = wish;
+  const more = { seed, num_inference_steps: steps, ...(image && { strength }) };
+  const method = image ? "edit" : "generate";
+  const start = image ? `\n    image=("start.jpg", b64decode("${image}")),` : "";
+  // JSON's strings, numbers and objects are Python's.
+  return `from base64 import b64decode
+
+from openai import OpenAI
+
+client = OpenAI(base_url="${origin}/v1", api_key="none")
+answer = client.images.${method}(${start}
+    prompt=${JSON.stringify(prompt)},
+    size="${width}x${height}",
+    extra_body=${JSON.stringify(more)},
+)
+with open("picture.png", "wb") as file:
+    file.write(b64decode(answer.data[0].b64_json))
+`;
 }
 
 async function ask(path, init, form) {
@@ -65,7 +112,7 @@ async function readProblem(response) {
   return new Problem(asSentence(detail), { field: body.field, retryMs: readRetryMs(response.headers) });
 }
 
-function asSentence(text) {
+export function asSentence(text) {
   return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 

@@ -1,259 +1,246 @@
-// The page: controls to wishes, pictures and problems to the screen.
+// The page: joins controls, sources, the way to the service and the stage.
 
-import { curlCommand, generate, Problem, readModel } from "/playground/api.js";
+import { generateSeveral, Problem, readModel } from "/playground/api.js";
+import {
+  chooseView, fitControls, isLocked, isSeedValid, limitSteps, MAX_SEED, readControls, readView,
+  rollSeed, setLocked, showPromptState, writeControls,
+} from "/playground/controls.js";
+import { History } from "/playground/history.js";
+import { listenForKeys } from "/playground/keys.js";
 import { Latest } from "/playground/latest.js";
-import { copy, fileName, readHash, writeHash } from "/playground/share.js";
+import { Live } from "/playground/live.js";
+import { readHash, writeHash } from "/playground/share.js";
+import { listenToSharing } from "/playground/sharing.js";
+import { Source } from "/playground/source.js";
+import { say, setBusy, showChannel, showGrid, showPicture } from "/playground/stage.js";
 
-const TYPING_PAUSE_MS = 60;
-const PATIENCE_MS = 300;
-const HASH_PAUSE_MS = 400;
-const NOTICE_MS = 2000;
-const LONG_PROMPT_CHARS = 70;
-const MAX_SEED = 2 ** 32 - 1;
+const PAUSE_MS = 20;
+const GRID_PATIENCE_MS = 600;
+const SETTLED_MS = 900;
+const RELOAD_MS = 2000;
+// A small picture is shown far larger than it is, and every trace of compression with it.
+const MAX_EXACT_PX = 256;
 
 const $ = (id) => document.getElementById(id);
 const prompt = $("prompt");
-const seed = $("seed");
-const lock = $("lock");
-const latest = new Latest(draw, PATIENCE_MS);
+const live = new Live({
+  onPicture: showAnswer,
+  onProblem: tell,
+  onBusy: setBusy,
+  onChannel: showChannel,
+});
+const grids = new Latest(drawGrid, GRID_PATIENCE_MS);
+const source = new Source(wishSoon);
+const strip = new History($("history"), recall);
 
-let model = { styles: [], examples: [], max_steps: 1, max_prompt_chars: Infinity };
+let model;
+let format;
 let typingTimer;
-let hashTimer;
+let settledTimer;
+let shown = null; // the picture on the stage: { wish, blob }
 
 // From controls to wishes
 
 function readWish() {
-  const steps = document.querySelector("input[name=steps]:checked");
-  return { prompt: readPrompt(), seed: Number(seed.value), steps: Number(steps?.value ?? 1) };
-}
-
-function readPrompt() {
-  return prompt.value.replace(/\s+/g, " ").trim();
-}
-
-function isLocked() {
-  return lock.getAttribute("aria-pressed") === "true";
-}
-
-function rollSeed() {
-  seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
+  limitSteps(source.maxSteps);
+  return { ...readControls(), ...source.read() };
 }
 
 function wishSoon() {
   showPromptState();
-  clearTimeout(typingTimer);
-  typingTimer = setTimeout(wishNow, TYPING_PAUSE_MS);
+  // What goes on all the time, like a stroke, must not put the wish off for ever.
+  typingTimer ??= setTimeout(wishNow, PAUSE_MS);
 }
 
 function wishNow() {
   clearTimeout(typingTimer);
+  typingTimer = undefined;
+  clearTimeout(settledTimer);
   showPromptState();
-  if (!readPrompt()) {
-    latest.cancel();
-    say("");
-    return;
-  }
-  if (!/^\d+$/.test(seed.value) || Number(seed.value) > MAX_SEED) {
-    latest.cancel();
-    say(`Seed is a whole number from 0 to ${MAX_SEED}.`, "seed");
+  if (!model) return;
+  if (!readControls().prompt || !isSeedValid()) {
+    live.cancel();
+    grids.cancel();
+    if (isSeedValid()) say("");
+    else say(`Seed is a whole number from 0 to ${MAX_SEED}.`, "seed");
     return;
   }
   if (!isLocked()) rollSeed();
   const wish = readWish();
-  latest.ask(wish);
-  keepAddress(wish);
+  if (readView() === 1) {
+    grids.cancel();
+    live.ask({ ...wish, ...format });
+  } else {
+    live.cancel();
+    grids.ask({ wish, numImages: readView() });
+  }
 }
 
 // From answers to the screen
 
-async function draw(wish, signal) {
-  $("stage").setAttribute("aria-busy", "true");
+async function showAnswer(wish, answer) {
+  const isShown = await showPicture(wish, answer);
+  goOn();
+  if (!isShown) return;
+  shown = { wish, blob: answer.blob };
+  settleSoon(wish);
+}
+
+async function drawGrid({ wish, numImages }, signal) {
+  setBusy(true);
   try {
-    const answer = await generate(wish, signal);
-    await showPicture(wish, answer, signal);
+    const answer = await generateSeveral(wish, numImages, signal);
+    if (signal.aborted) return undefined;
+    showGrid(wish, answer, takeSeed);
+    settleSoon(wish);
   } catch (error) {
     if (signal.aborted) return undefined;
     if (!(error instanceof Problem)) throw error;
-    const again = error.retryMs ? ` Trying again in ${Math.ceil(error.retryMs / 1000)} s.` : "";
-    say(error.message + again, error.field ?? "service");
+    tell(error);
     return error.retryMs;
   } finally {
-    $("stage").setAttribute("aria-busy", "false");
+    setBusy(false);
   }
+  goOn();
   return undefined;
 }
 
-async function showPicture(wish, answer, signal) {
-  const picture = $("picture");
-  const url = URL.createObjectURL(answer.blob);
-  const decoded = new Image();
-  decoded.src = url;
-  try {
-    await decoded.decode();
-  } catch {
-    throw new Problem("The answer was no picture.");
-  }
-  if (signal.aborted) {
-    URL.revokeObjectURL(url);
-    return;
-  }
-  URL.revokeObjectURL(picture.src);
-  picture.src = url;
-  picture.alt = wish.prompt;
-  picture.hidden = false;
-  Object.assign($("save"), { href: url, hidden: false, download: fileName(wish) });
-  $("round-trip").textContent = formatMs(answer.roundTripMs);
-  $("queue").textContent = formatMs(answer.queueMs);
-  $("run").textContent = formatMs(answer.runMs);
-  say("");
+/** The camera's next picture is sent when the last one has come back. */
+function goOn() {
+  if (source.isMoving && !document.hidden) wishNow();
 }
 
-function formatMs(ms) {
-  return ms === undefined ? "–" : `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+function tell(problem) {
+  const { message, retryMs, field } = problem;
+  const again = retryMs ? ` Trying again in ${Math.ceil(retryMs / 1000)} s.` : "";
+  say(message + again, field ?? "service");
 }
 
-/** Tell of a problem, politely: `source` names the field, and the last good picture stays. */
-function say(message, source) {
-  $("message").textContent = message;
-  $("stage").classList.toggle("stale", Boolean(source));
-  prompt.setAttribute("aria-invalid", String(source === "prompt"));
-  seed.setAttribute("aria-invalid", String(source === "seed"));
+/** Once nothing has changed for a while: the address, the strip, and a word for screen readers. */
+function settleSoon(wish) {
+  clearTimeout(settledTimer);
+  settledTimer = setTimeout(() => {
+    writeHash(wish);
+    const what = readView() === 1 ? "Drawn" : `${readView()} pictures drawn`;
+    $("announce").textContent = `${what}: ${wish.prompt}, seed ${wish.seed}`;
+    if (readView() === 1 && shown && !source.isMoving) strip.add(shown.wish, shown.blob);
+  }, SETTLED_MS);
 }
 
-function showPromptState() {
-  const text = readPrompt();
-  for (const chip of $("styles").children) {
-    chip.setAttribute("aria-pressed", String(styleOf(text) === chip.value));
-  }
-  prompt.classList.toggle("long", text.length > LONG_PROMPT_CHARS);
-  const count = $("count");
-  count.hidden = text.length < model.max_prompt_chars * 0.8;
-  count.textContent = `${text.length} / ${model.max_prompt_chars}`;
+function takeSeed(seed) {
+  writeControls({ seed });
+  setLocked(true);
+  view(1);
+  document.querySelector("input[name=view]:checked").focus();
 }
 
-// Styles
-
-function styleOf(text) {
-  return model.styles.find((style) => text.endsWith(`, ${style}`));
+function recall(wish, blob) {
+  live.cancel();
+  grids.cancel();
+  writeControls(wish);
+  setLocked(true);
+  chooseView(1);
+  showPicture(wish, { blob });
+  shown = { wish, blob };
+  writeHash(wish);
 }
 
-function toggleStyle(style) {
-  const text = readPrompt();
-  const old = styleOf(text);
-  const bare = old ? text.slice(0, -`, ${old}`.length) : text;
-  prompt.value = old === style || !bare ? bare : `${bare}, ${style}`;
+function view(numPictures) {
+  chooseView(numPictures);
   wishNow();
 }
 
-// Sharing
+function roll() {
+  rollSeed();
+  wishNow();
+}
 
-function keepAddress(wish) {
-  clearTimeout(hashTimer);
-  // Browsers limit how often a page may rewrite its address.
-  hashTimer = setTimeout(() => writeHash(wish), HASH_PAUSE_MS);
+function toggleLock() {
+  setLocked(!isLocked());
 }
 
 function followAddress() {
-  const asked = readHash();
-  prompt.value = asked.prompt ?? prompt.value;
-  seed.value = asked.seed ?? seed.value;
-  const steps = document.querySelector(`input[name=steps][value="${Number(asked.steps)}"]`);
-  if (steps) steps.checked = true;
-}
-
-async function copyFrom(button, text) {
-  button.dataset.label ??= button.textContent;
-  button.textContent = (await copy(text)) ? "Copied" : "Copying is not allowed here";
-  setTimeout(() => { button.textContent = button.dataset.label; }, NOTICE_MS);
+  writeControls(readHash());
 }
 
 // Start
 
-function button(text, onClick) {
-  const element = document.createElement("button");
-  Object.assign(element, { type: "button", textContent: text, value: text });
-  element.addEventListener("click", onClick);
-  return element;
-}
-
-function stepsOption(numSteps) {
-  const label = document.createElement("label");
-  const radio = document.createElement("input");
-  Object.assign(radio, { type: "radio", name: "steps", value: numSteps });
-  radio.checked = numSteps === 1;
-  radio.addEventListener("change", wishNow);
-  label.append(radio, String(numSteps));
-  return label;
-}
-
-function fill(id, elements) {
-  $(id).replaceChildren(...elements);
-  $(id).closest(".row").hidden = elements.length < 2;
-}
-
-function showModel() {
-  const [width, height] = model.sizes[0];
-  $("model").textContent = `${model.id} · ${width} × ${height}`;
-  $("picture").width = width;
-  $("picture").height = height;
-  fill("styles", model.styles.map((style) => button(style, () => toggleStyle(style))));
-  fill("examples", model.examples.map((text) => button(text, () => {
-    prompt.value = text;
-    wishNow();
-  })));
-  const counts = Array.from({ length: model.max_steps }, (_, index) => index + 1);
-  fill("steps", counts.map(stepsOption));
-}
-
-function listen() {
+function listenToControls() {
   prompt.addEventListener("input", (event) => event.isComposing || wishSoon());
   prompt.addEventListener("compositionend", wishSoon);
   prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") prompt.blur();
     if (event.key !== "Enter" || event.isComposing) return;
     event.preventDefault();
     wishNow();
   });
-  seed.addEventListener("input", () => {
-    lock.setAttribute("aria-pressed", "true");
+  $("seed").addEventListener("input", () => {
+    setLocked(true);
     wishSoon();
   });
-  lock.addEventListener("click", () => lock.setAttribute("aria-pressed", String(!isLocked())));
-  $("dice").addEventListener("click", () => {
-    rollSeed();
-    wishNow();
-  });
-  $("copy-curl").addEventListener("click", (event) =>
-    copyFrom(event.currentTarget, curlCommand(readWish(), location.origin)));
-  $("copy-link").addEventListener("click", (event) => {
-    writeHash(readWish());
-    copyFrom(event.currentTarget, location.href);
-  });
+  $("lock").addEventListener("click", toggleLock);
+  $("dice").addEventListener("click", roll);
+  for (const radio of document.querySelectorAll("input[name=view]")) {
+    radio.addEventListener("change", wishNow);
+  }
+  addEventListener("visibilitychange", goOn);
   addEventListener("hashchange", () => {
     followAddress();
     wishNow();
   });
-  addEventListener("keydown", (event) => {
-    if (event.key !== "/" || event.target.matches("input, textarea")) return;
-    event.preventDefault();
-    prompt.focus();
-  });
 }
 
-async function start() {
+function listenForFiles() {
+  const open = (event, files) => {
+    const file = [...files].find(({ type }) => type.startsWith("image/"));
+    if (!file || !source.isOffered) return;
+    event.preventDefault();
+    source.open(file);
+  };
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => open(event, event.dataTransfer.files));
+  addEventListener("paste", (event) => open(event, event.clipboardData.files));
+}
+
+const start = (mode) => () => source.isOffered && source.choose(mode);
+
+async function load() {
   try {
     model = await readModel();
   } catch (error) {
     say(`${error.message} Trying again.`, "service");
-    setTimeout(start, NOTICE_MS);
+    setTimeout(load, RELOAD_MS);
     return;
   }
-  showModel();
+  const isSmall = Math.max(...model.sizes[0]) <= MAX_EXACT_PX;
+  format = isSmall ? { format: "png" } : { format: "jpeg", quality: 90 };
+  fitControls(model, wishNow);
+  source.fit(model);
   prompt.value ||= model.examples[0] ?? "";
   followAddress();
   wishNow();
 }
 
 rollSeed();
-listen();
-start();
+listenToControls();
+listenForFiles();
+const sharing = listenToSharing({
+  readWish,
+  readShown: () => shown,
+  readSize: () => model.sizes[0],
+});
+listenForKeys({
+  "/": () => prompt.focus(),
+  r: roll,
+  l: toggleLock,
+  1: () => view(1),
+  4: () => view(4),
+  9: () => view(9),
+  w: start("words"),
+  d: start("drawing"),
+  c: start("camera"),
+  z: () => source.undo(),
+  s: sharing.save,
+  k: sharing.copyLink,
+});
+load();

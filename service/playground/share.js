@@ -36,7 +36,17 @@ function copyBySelection(text) {
 }
 
 /** A file name that tells what the picture shows. */
-export function fileName({ prompt, seed }) {
+export function fileName({ prompt, seed }, blob) {
   const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["onestep"];
-  return `${words.slice(0, 8).join("-")}-${seed}.png`;
+  return `${words.slice(0, 8).join("-")}-${seed}.${blob.type.split("/")[1]}`;
+}
+
+/** Hand a picture to the browser's downloads. */
+export function download(wish, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = fileName(wish, blob);
+  link.click();
+  // The download has its own hold on the picture by then.
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -95,6 +95,11 @@ class AppContext:
         return None if path is None else KeyRing(path, self.anonymous.allowance)
 
     @cached_property
+    def connections(self) -> set[object]:
+        """The realtime connections that are open."""
+        return set()
+
+    @cached_property
     def decoders(self) -> PictureDecoders:
         """Processes that decode the pictures of clients."""
         return PictureDecoders(self.settings.max_upload_px, self.settings.num_picture_decoders)

@@ -42,6 +42,9 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
+# The camera is a source of pictures; of a browser's other senses the page uses none.
+PERMISSIONS_POLICY = "camera=(self), microphone=(), geolocation=(), display-capture=()"
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -90,6 +93,7 @@ def _answer(name: str, request: Request) -> Response:
         "cache-control": "no-cache",
         "etag": asset.etag,
         "content-security-policy": CONTENT_SECURITY_POLICY,
+        "permissions-policy": PERMISSIONS_POLICY,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
     }

@@ -23,6 +23,8 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A camera that shows a moving pattern; a page still has to be given it.
+    "--use-fake-device-for-media-stream",
 )
 
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Page, Request, expect
 
 PROMPTS = ("red apple", "cat face", "rocket")
 GENERATE = "**/v1/generate"
+REALTIME = "**/v1/realtime"
 # Mean difference of 8-bit pixels: the same picture, apart from rounding, and another one.
 SAME, OTHER = 1.0, 2.0
 # Generous: the machine may be busy with other tests.

@@ -26,8 +26,8 @@ from tests.e2e.playground_page import (
 pytestmark = pytest.mark.e2e
 
 
-def test_three_typed_prompts_show_three_pictures(page: Page) -> None:
-    pictures = []
+def test_three_typed_prompts_show_three_pictures(any_page: Page) -> None:
+    page, pictures = any_page, []
     for prompt in PROMPTS:
         page.locator("#prompt").fill("")
         page.locator("#prompt").press_sequentially(prompt, delay=20)
@@ -40,7 +40,8 @@ def test_three_typed_prompts_show_three_pictures(page: Page) -> None:
         assert re.fullmatch(r"\d+(\.\d)? ms", page.locator(f"#{name}").inner_text())
 
 
-def test_the_newest_prompt_wins_under_fast_typing(page: Page) -> None:
+def test_the_newest_prompt_wins_under_fast_typing(http_page: Page) -> None:
+    page = http_page
     network = page.context.new_cdp_session(page)
     # Slow enough that requests would overlap if the page let them.
     slow = {"offline": False, "latency": 150, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -73,7 +74,9 @@ def test_the_newest_prompt_wins_under_fast_typing(page: Page) -> None:
     assert difference(drawn(page), typed) <= SAME
 
 
-def test_a_slow_overtaken_request_is_aborted(page: Page) -> None:
+def test_a_slow_overtaken_request_is_aborted(http_page: Page) -> None:
+    page = http_page
+
     def never_answer_slow(route: Route) -> None:
         if asked_prompt(route.request) == "slow":
             return  # only the page itself can end it
@@ -91,7 +94,8 @@ def test_a_slow_overtaken_request_is_aborted(page: Page) -> None:
     assert page.evaluate("window.shownPrompts") == ["rocket"]
 
 
-def test_an_overlong_prompt_is_explained_and_the_picture_stays(page: Page) -> None:
+def test_an_overlong_prompt_is_explained_and_the_picture_stays(any_page: Page) -> None:
+    page = any_page
     before = drawn(page)
     page.locator("#prompt").fill("cat " * 200)
     message = page.locator("#message")
@@ -116,7 +120,8 @@ def test_a_wrong_seed_is_explained_without_asking_the_service(page: Page) -> Non
     assert "POST" not in asked
 
 
-def test_a_busy_service_is_given_the_time_it_asks_for(page: Page) -> None:
+def test_a_busy_service_is_given_the_time_it_asks_for(http_page: Page) -> None:
+    page = http_page
     asked_s: list[float] = []
 
     def refuse_once(route: Route) -> None:
@@ -141,7 +146,8 @@ def test_a_busy_service_is_given_the_time_it_asks_for(page: Page) -> None:
     assert asked_s[1] - asked_s[0] >= 1
 
 
-def test_the_page_finds_back_after_the_service_was_away(page: Page) -> None:
+def test_the_page_finds_back_after_the_service_was_away(http_page: Page) -> None:
+    page = http_page
     page.route(GENERATE, lambda route: route.abort("connectionrefused"), times=1)
     page.locator("#prompt").fill("rocket")
     expect(page.locator("#message")).to_contain_text("The service can't be reached.")

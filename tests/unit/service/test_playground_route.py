@@ -46,6 +46,11 @@ def test_a_file_comes_with_its_type_and_its_fence(
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert response.headers["permissions-policy"].split(", ")[:2] == [
+        "camera=(self)",
+        "microphone=()",
+    ]
 
 
 @pytest.mark.parametrize("form", ["{tag}", "W/{tag}", '"other", {tag}', "*"])
@@ -83,3 +88,7 @@ def test_the_page_names_only_files_that_exist_and_nothing_inline() -> None:
     assert {path.removeprefix("/playground/") for path in named} <= set(ASSETS)
     assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", html)
     assert "innerHTML" not in scripts
+
+
+def test_the_page_is_small() -> None:
+    assert sum(len(asset.content) for asset in ASSETS.values()) < 100_000
