@@ -26,7 +26,8 @@ JPEG_QUALITY = 92
 TEXTURE_GAIN = 106.0
 _NUM_OCTAVES = 8
 # More than a processor's caches hold, as pictures that come from a GPU are not in them either.
-_NUM_PICTURES = 32
+_NUM_TEXTURES, _NUM_SHIFTS = 4, 8
+_NUM_PICTURES = _NUM_TEXTURES * _NUM_SHIFTS
 _DIAL = struct.Struct("<dd")
 DIAL_VARIABLE = "BENCH_DIAL"
 
@@ -70,9 +71,16 @@ class Engine:
     """Draws by sleeping; one at a time, as a GPU does."""
 
     def __init__(self, dial: Dial) -> None:
-        """Make the pictures, which takes a second."""
+        """Make the pictures: a few textures, each also pushed aside by several widths."""
         self._dial = dial
-        self._pictures_NHWC = np.stack([texture_HWC(seed) for seed in range(_NUM_PICTURES)])
+        textures = [texture_HWC(seed) for seed in range(_NUM_TEXTURES)]
+        self._pictures_NHWC = np.stack(
+            [
+                np.roll(texture, shift * SIZE_PX // _NUM_SHIFTS, axis=1)
+                for shift in range(_NUM_SHIFTS)
+                for texture in textures
+            ]
+        )
 
     @classmethod
     def from_environment(cls) -> Engine:

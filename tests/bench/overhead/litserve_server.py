@@ -5,8 +5,6 @@ Hands out a picture that was encoded beforehand, which favours it over a service
     python -m tests.bench.overhead.litserve_server PORT WINDOW_MS
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
@@ -24,6 +22,7 @@ class Drawing(litserve.LitAPI):  # type: ignore[misc]  # the package ships no ty
         self._engine = Engine.from_environment()
         self._picture = encode_jpeg(texture_HWC(0))
 
+    # LitServe reads this annotation to learn what it shall parse, so it must not be text.
     def decode_request(self, request: dict[str, Any]) -> int:
         """Take the seed; its prompt has been parsed with it."""
         return int(request["seed"])

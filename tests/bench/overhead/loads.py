@@ -112,7 +112,7 @@ class Seeds:
 async def closed_load(
     address: Address, seeds: Seeds, *, num_connections: int, warm_up_s: float, duration_s: float
 ) -> Load:
-    """Every connection asks again as soon as it has its answer; what the warm-up asks is left out."""
+    """Every connection asks again as soon as it has its answer; the warm-up is left out."""
     connections = [await connect(address.host, address.port) for _ in range(num_connections)]
     begin_s = time.perf_counter() + warm_up_s
     end_s = begin_s + duration_s

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ ONESTEP_PREPARED = Server("onestep, prepared JPEG", "onestep_server", (PREPARED,
 FASTAPI = Server("FastAPI and a lock", "fastapi_server", ("{port}",))
 LITSERVES = tuple(
     Server(f"LitServe, {ms:g} ms", "litserve_server", ("{port}", f"{ms}"), "/predict")
-    for ms in (0.1, 5.0)
+    for ms in (0.0, 0.1, 5.0)
 )
 STATIC = Server("static picture", "static_server")
 
@@ -93,9 +93,7 @@ def running(server: Server, dial: Path, folder: Path) -> Iterator[Running]:
         _stop(process)
 
 
-def _wait(
-    process: subprocess.Popen[bytes], server: Server, log: Path, port: int | None
-) -> Address:
+def _wait(process: subprocess.Popen[bytes], server: Server, log: Path, port: int | None) -> Address:
     until_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until_s and process.poll() is None:
         if port is None:
@@ -151,8 +149,3 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def names(servers: Sequence[Server]) -> list[str]:
-    """Their names, in order."""
-    return [server.name for server in servers]

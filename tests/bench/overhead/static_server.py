@@ -1,6 +1,6 @@
 """A server that answers every request with the same picture: it shows what the client can do.
 
-    python -m tests.bench.overhead.static_server
+python -m tests.bench.overhead.static_server
 """
 
 from __future__ import annotations
