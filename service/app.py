@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.direct import DirectRoutes
 from service.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -49,6 +50,7 @@ def create_app(context: AppContext) -> FastAPI:
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_error)
     # The last one added is the outermost.
+    app.add_middleware(DirectRoutes, application=app, routers=(generate.router, images.router))
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=context.settings.max_body_bytes)
     app.add_middleware(RequestMiddleware, telemetry=context.telemetry)
     return app
