@@ -73,14 +73,15 @@ def measure(effort: Effort, servers: list[Server]) -> dict[str, Any]:
 
 def num_failed(report: dict[str, Any]) -> int:
     """Requests that the service lost, and pictures that it showed too late or wrong."""
-    lost = sum(
+    lost: int = sum(
         cell["num_lost"]
         for one in report["rounds"]
         for server in (ONESTEP, ONESTEP_PREPARED)
         for cell in one["servers"][server.name].values()
     )
     typing = report["typing"]
-    return lost + sum(typing.get(name, 0) for name in ("num_stale", "num_wrong", "num_unanswered"))
+    amiss: int = sum(typing[name] for name in ("num_stale", "num_wrong", "num_unanswered"))
+    return lost + amiss
 
 
 def _servers(options: argparse.Namespace) -> list[Server]:

@@ -8,13 +8,13 @@ Hands out a picture that was encoded beforehand, which favours it over a service
 import sys
 from typing import Any
 
-import litserve
+import litserve  # type: ignore[import-untyped]  # the package ships no types
 from fastapi import Response
 
 from tests.bench.overhead.engine import MAX_BATCH_SIZE, Engine, encode_jpeg, texture_HWC
 
 
-class Drawing(litserve.LitAPI):  # type: ignore[misc]  # the package ships no types
+class Drawing(litserve.LitAPI):  # type: ignore[misc]
     """A batch of seeds becomes as many pictures."""
 
     def setup(self, device: Any) -> None:

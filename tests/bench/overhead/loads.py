@@ -18,7 +18,7 @@ from engines.bench.statistics import quantile
 from tests.bench.overhead.client import Connection, Reply, connect, request_bytes
 
 # As many as a burst may have open at once; a request beyond waits for one, and its clock runs.
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 256
 MAX_SEED = 2**32 - 1
 
 

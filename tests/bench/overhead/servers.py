@@ -77,7 +77,7 @@ def running(server: Server, dial: Path, folder: Path) -> Iterator[Running]:
             cwd=_ROOT,
             env=plain
             | {
-                "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "tests")]),
+                "PYTHONPATH": str(_ROOT),
                 "ONESTEP_MAX_QUEUE_DEPTH": str(MAX_QUEUE_DEPTH),
                 DIAL_VARIABLE: str(dial),
             },

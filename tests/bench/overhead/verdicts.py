@@ -98,18 +98,18 @@ def verdicts(rounds: Rounds, client: dict[str, Any], typing: dict[str, Any]) -> 
     batch_ms = [1000 * MAX_BATCH_SIZE / speed for speed in rounds.engine(OVERLOADED_PACE)]
     p99_ms = rounds.of(ONESTEP.name, POISSON, "p99_ms")
     at_most("onestep: p99 at 80% over a batch's time", speed_ratio(p99_ms, batch_ms), 3.0)
-    good = [
+    above, below = (
         rounds.of(ONESTEP.name, f"{OVERLOADED_PACE}, arrivals at {share}", "goodput_per_s")
         for share in ("120%", "90%")
-    ]
-    at_least("onestep: goodput at 120% over that at 90%", speed_ratio(*good), 0.9)
+    )
+    at_least("onestep: goodput at 120% over that at 90%", speed_ratio(above, below), 0.9)
     for pace in PACES:
         if (peer := rounds.best_litserve(pace)) is not None:
-            speeds = (
+            ours, theirs = (
                 rounds.of(name, closed(pace), "images_per_s")
                 for name in (ONESTEP_PREPARED.name, peer)
             )
-            at_least(f"prepared, times {peer}, at {pace}", speed_ratio(*speeds), 1.05)
+            at_least(f"prepared, times {peer}, at {pace}", speed_ratio(ours, theirs), 1.05)
     if typing:
         at_most("typing: p99 ms", Ratio(typing["p99_ms"], None, None), 400.0)
         at_most("typing: older after newer", Ratio(typing["num_stale"], None, None), 0)
