@@ -23,10 +23,10 @@ SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/de
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench distill ablation export engines clean
+.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
 run: $(VENV)/.base  ## Serve the bundled model and its page on port 8000.
 	@exec $(BIN)/onestep serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -51,7 +51,10 @@ types: $(VENV)/.dev  ## Check types, strictly.
 imports: $(VENV)/.dev  ## Check which module may import which.
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.base  ## Measure engine and service under load and print the table.
+bench: $(VENV)/.bench  ## Measure what the service costs, beside other servers; ARGS=--quick for a minute.
+	$(BIN)/python -m tests.bench.overhead $(ARGS)
+
+bench-bundle: $(VENV)/.base  ## Measure a bundle's engine, and the service that serves it, under load.
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench_service.py --model $(MODEL) $(ARGS)
 
 distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --out runs/NAME".
@@ -89,6 +92,12 @@ $(VENV)/.base: pyproject.toml
 	@echo 'Installing what serving needs into $(VENV); this is done once.'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
+
+$(VENV)/.bench: pyproject.toml
+	$(call make_venv,$(VENV))
+	@echo 'Installing the servers to compare with into $(VENV); this is done once.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench-peers]'
+	@touch $(VENV)/.base $@
 
 $(VENV)/.dev: pyproject.toml
 	$(call make_venv,$(VENV))

@@ -23,6 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.direct import DirectRoutes
 from service.errors import (
     BodyTooLarge,
     ClientClosed,
@@ -79,6 +80,7 @@ def create_app(context: AppContext) -> FastAPI:
         app.include_router(docs.router)
     docs.describe_keys(app)
     # The last one added is the outermost.
+    app.add_middleware(DirectRoutes, application=app, routers=(generate.router, images.router))
     app.add_middleware(BodyLimitMiddleware, settings=settings)
     app.add_middleware(
         AuthMiddleware,

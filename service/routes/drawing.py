@@ -126,7 +126,8 @@ async def wait_for(
     context: AppContext,
 ) -> list[JobDone]:
     """Wait for every picture, the deadline or the client's departure, whichever is first."""
-    everything = asyncio.gather(*futures)
+    # One future is everything by itself, and most requests are for one picture.
+    everything: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
     departure = asyncio.create_task(_departure(receive))
     either: set[asyncio.Future[Any]] = {everything, departure}
     try:
@@ -139,7 +140,7 @@ async def wait_for(
             reason = FailureReason.CANCELLED if departure.done() else FailureReason.EXPIRED
             raise FAILURES[reason](_FAILURE_DETAILS[reason])
         outcomes: list[JobDone] = []
-        for outcome in everything.result():
+        for outcome in (future.result() for future in futures):
             if isinstance(outcome, JobFailed):
                 raise FAILURES[outcome.reason](_FAILURE_DETAILS[outcome.reason])
             outcomes.append(outcome)

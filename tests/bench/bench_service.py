@@ -4,7 +4,7 @@ Measures the engine alone at several batch sizes, then starts the real service w
 bundle and asks it for 200 pictures at once, in the same run on the same machine. Prints a table,
 writes JSON, and fails when a request was lost. Client and service share the cores.
 
-    make bench MODEL=models/emoji ARGS="--repeats 5"
+    make bench-bundle MODEL=models/emoji ARGS="--repeats 5"
 """
 
 from __future__ import annotations

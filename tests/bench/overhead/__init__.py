@@ -1,0 +1,1 @@
+"""What the service costs beside an engine whose speed is known: `make bench`."""

@@ -1,0 +1,64 @@
+"""`onestep serve` with an engine whose speed is known, and with nothing else changed.
+
+The command runs as it is, from its arguments to its drain; three names are put in other hands
+first: loading the pipeline, the sizes that the model has and, with `--prepared`, the encoder.
+
+    python -m tests.bench.overhead.onestep_server [--prepared] serve --model models/emoji
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import service.__main__ as command
+from engines.pipeline import Generated, Pipeline
+from service.schemas import ModelLimits
+from tests.bench.overhead.engine import SIZE_PX, Engine, encode_jpeg, texture_HWC
+
+PREPARED = "--prepared"
+
+
+class EmulatedPipeline:
+    """`service.worker.ImagePipeline` over the emulated engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Nothing to warm."""
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+    ) -> Generated:
+        """Sleep as long as the batch takes."""
+        return Generated(self._engine.draw(len(seeds), seeds[0]), {"draw": 0.0})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    load_limits = command.load_limits
+
+    def load_limits_of_size(bundle: Path) -> ModelLimits:
+        # The bundle's own tokenizer goes on counting: that is part of a request's work.
+        return replace(load_limits(bundle), sizes_px=((SIZE_PX, SIZE_PX),))
+
+    def load_pipeline(bundle: Path, **options: Any) -> EmulatedPipeline:
+        return EmulatedPipeline(Engine.from_environment())
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(command, "load_limits", load_limits_of_size))
+        stack.enter_context(patch.object(Pipeline, "load", load_pipeline))
+        if PREPARED in arguments:
+            picture = encode_jpeg(texture_HWC(0))
+            stack.enter_context(patch("service.worker.encode_image", lambda *_: picture))
+        return command.main([part for part in arguments if part != PREPARED])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
