@@ -46,6 +46,8 @@ class ModelLimits:
         timesteps: descending, where a drawing of the most steps passes; it starts from a picture
             at one of them.
         num_train_timesteps: of the schedule; a strength is a share of it.
+        others: models that are served beside this one, which is what is drawn with where a request
+            names none.
     """
 
     name: str
@@ -62,6 +64,24 @@ class ModelLimits:
     can_start_from_image: bool = False
     timesteps: tuple[int, ...] = ()
     num_train_timesteps: int = 1000
+    others: tuple[ModelLimits, ...] = ()
+
+    @property
+    def all(self) -> tuple[ModelLimits, ...]:
+        """Every model that is served, this one first."""
+        return (self, *self.others)
+
+    def named(self, name: str | None) -> ModelLimits:
+        """The model that a request asks for.
+
+        Raises:
+            InvalidRequest: it is not served.
+        """
+        for one in self.all:
+            if name in (None, one.name):
+                return one
+        names = [one.name for one in self.all]
+        raise InvalidRequest(f"model must be {' or '.join(names)}", field="model", allowed=names)
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -168,7 +188,7 @@ def allowed_values(limits: ModelLimits) -> dict[str, object]:
             "max_chars": limits.max_prompt_chars,
             "max_tokens": limits.max_tokens,
         },
-        "model": [limits.name],
+        "model": [one.name for one in limits.all],
         "seed": {"min": 0, "max": MAX_SEED},
         "width": sizes,
         "height": sizes,
@@ -212,11 +232,12 @@ def first_refusal(
 
 
 def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
-    """Check a well-formed request against the served model and close its open choices.
+    """Check a well-formed request against the model it asks for and close its open choices.
 
     Raises:
         InvalidRequest: names the field and what is allowed.
     """
+    limits = limits.named(request.model)
 
     def refuse(field: str, detail: str) -> InvalidRequest:
         return InvalidRequest(detail, field=field, allowed=allowed_values(limits)[field])
@@ -237,8 +258,6 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         raise refuse(
             "prompt", f"prompt needs {num_tokens} tokens, at most {limits.max_tokens} are allowed"
         )
-    if request.model is not None and request.model != limits.name:
-        raise refuse("model", f"model must be {limits.name}")
     if request.steps > limits.max_steps:
         raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
     width, height = _size(request, limits, refuse)

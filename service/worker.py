@@ -132,6 +132,10 @@ class Worker:
         self._pipelines[model] = new
         self._run_times = {k: times for k, times in self._run_times.items() if k.model != model}
 
+    async def hand_back(self) -> None:
+        """Return what is still in hand, so that nobody has to wait for its lease to end."""
+        await self._broker.hand_back(list(self._held.values()))
+
     async def run(self) -> None:
         """Serve until the broker has nothing more, then let the last pictures out."""
         renewing = asyncio.create_task(self._renew_leases())

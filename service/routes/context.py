@@ -60,9 +60,12 @@ class Readiness:
             raise Draining(self.reason, retry_after_s=DRAINING_RETRY_S)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AppContext:
-    """The parts of one process, as `app.state.context`."""
+    """The parts of one process, as `app.state.context`.
+
+    `limits` is replaced when a bundle is; a request keeps what it was checked against.
+    """
 
     settings: Settings
     limits: ModelLimits

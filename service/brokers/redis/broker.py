@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery
 from service.brokers import keys
@@ -40,10 +40,14 @@ from service.jobs import (
 )
 from service.telemetry import log_event
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
 # A reply takes milliseconds: who has waited longer is worth a look at the truth.
 _ASK_AFTER_S = 0.5
 _MAX_ASKED = 500
 _RECONNECT_S = 0.2
+_TOLD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ class RedisBroker:
         if self._readers:
             await asyncio.wait(self._readers.values(), timeout=2 * BLOCK_MS / 1000)
         await self._connection.close()
+
+    @property
+    def client(self) -> Redis:
+        """The connections that commands go through, for others who keep something on the server."""
+        return self._connection.client
 
     def now_s(self) -> float:
         """The server's clock: it is the same for every process."""
@@ -294,6 +303,11 @@ class RedisBroker:
         """Refuse new jobs; what is queued is left to other workers."""
         self._is_closed = True
         self._news.set()
+
+    async def all_told(self) -> None:
+        """Return when nobody in this process waits for a job any more."""
+        while len(self._waiters):
+            await asyncio.sleep(_TOLD_S)
 
     def _listen_to_replies(self) -> None:
         if "replies" not in self._readers:

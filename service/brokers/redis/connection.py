@@ -44,10 +44,10 @@ class RedisConnection:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client = self._connect(_COMMAND_S)
+        self.client = self._connect(_COMMAND_S)
         # Blocking reads have connections of their own, so that they hold up no command.
         self._reader = self._connect(BLOCK_MS / 1000 + 4 * _COMMAND_S)
-        self._scripts = {name: self._client.register_script(_source(name)) for name in _SCRIPTS}
+        self._scripts = {name: self.client.register_script(_source(name)) for name in _SCRIPTS}
         self._refused_until_s = 0.0
         self._offset_s = 0.0
         self._is_memory_full = False
@@ -86,7 +86,7 @@ class RedisConnection:
             raise _unavailable("the queue cannot be reached")
         try:
             async with asyncio.timeout(_COMMAND_S):
-                return await call(self._client)
+                return await call(self.client)
         except OutOfMemoryError:
             raise _unavailable("the queue has no room") from None
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError) as error:
@@ -160,8 +160,8 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
         await self._reader.aclose()
         await self._reader.connection_pool.disconnect()
 

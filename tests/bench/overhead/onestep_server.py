@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import service.__main__ as command
 from engines.pipeline import Generated, Pipeline
+from service import __main__ as command
+from service.processes import models
 from service.schemas import ModelLimits
 from tests.bench.overhead.engine import SIZE_PX, Engine, encode_jpeg, texture_HWC
 
@@ -42,7 +43,7 @@ class EmulatedPipeline:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    load_limits = command.load_limits
+    load_limits = models.load_limits
 
     def load_limits_of_size(bundle: Path) -> ModelLimits:
         # The bundle's own tokenizer goes on counting: that is part of a request's work.
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         return EmulatedPipeline(Engine.from_environment())
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(command, "load_limits", load_limits_of_size))
+        stack.enter_context(patch.object(models, "load_limits", load_limits_of_size))
         stack.enter_context(patch.object(Pipeline, "load", load_pipeline))
         if PREPARED in arguments:
             picture = encode_jpeg(texture_HWC(0))
