@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.pipeline import Generated, Pipeline
 from service import __main__ as command
 from service.processes import models
@@ -35,7 +38,15 @@ class EmulatedPipeline:
         """Nothing to warm."""
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        images_BHWC: NDArray[np.uint8] | None = None,
+        strength: float = 0.5,
     ) -> Generated:
         """Sleep as long as the batch takes."""
         return Generated(self._engine.draw(len(seeds), seeds[0]), {"draw": 0.0})
