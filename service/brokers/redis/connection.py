@@ -1,8 +1,8 @@
 """The connection to Redis: scripts, the server's clock, and what happens while it is away.
 
-Owns the only imports of redis and the translation of its errors. A command has a second; after one
-that failed, others are refused for a moment without being tried, so that a server that hangs costs
-nobody more than that second. Knows nothing of jobs.
+Owns the only imports of redis and the translation of its errors. A command has a second and a half;
+after one that failed, others are refused for a moment without being tried, so that a server that
+hangs costs nobody more than that. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.errors import QueueUnavailable, StartError
 from service.telemetry import log_event
 
 T = TypeVar("T")
-_COMMAND_S = 1.0
+_COMMAND_S = 1.5
 # After a failed command: long enough to spare a server that starts, short enough to be noticed.
 _REFUSE_S = 0.5
 _RETRY_AFTER_S = 1.0
