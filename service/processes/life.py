@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 
 from service.brokers.base import Broker
 from service.errors import QueueUnavailable
-from service.jobs import FailureReason
+from service.routes.context import sweep
 from service.telemetry import Telemetry, log_event
 
 EXIT_FAILED = 1
@@ -57,17 +57,14 @@ async def background(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
 async def sweep_forever(
     broker: Broker, telemetry: Telemetry, note: Callable[[QueueUnavailable | None], None]
 ) -> None:
-    """End what is overdue, show how deep the queue is, and say whether it could be reached."""
+    """Sweep the queue every second, and say whether it could be reached."""
     while True:
         try:
-            depth = await broker.sweep()
+            await sweep(broker, telemetry)
         except QueueUnavailable as error:
             note(error)
         else:
             note(None)
-            telemetry.queue_depth.set(depth.num_jobs)
-            telemetry.queue_oldest_age.set(depth.oldest_age_s)
-            telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
         await asyncio.sleep(SWEEP_S)
 
 

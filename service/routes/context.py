@@ -12,6 +12,7 @@ from functools import cached_property
 from service.auth import KeyRing
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
+from service.jobs import FailureReason
 from service.limits.base import Limiter
 from service.limits.memory import MemoryLimiter
 from service.principal import Allowance, Principal
@@ -58,6 +59,18 @@ class Readiness:
             raise NotReady(self.reason, retry_after_s=NOT_READY_RETRY_S)
         if self.phase is Phase.DRAINING:
             raise Draining(self.reason, retry_after_s=DRAINING_RETRY_S)
+
+
+async def sweep(broker: Broker, telemetry: Telemetry) -> None:
+    """End what is overdue, and show how deep the queue is.
+
+    Raises:
+        QueueUnavailable: it cannot be reached.
+    """
+    depth = await broker.sweep()
+    telemetry.queue_depth.set(depth.num_jobs)
+    telemetry.queue_oldest_age.set(depth.oldest_age_s)
+    telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
 
 
 @dataclass
