@@ -209,6 +209,9 @@ class RedisBroker:
 
     async def take(self, want: Want, *, wait: bool) -> Taken | None:
         """Hand out the next batch of one of the models, which take turns."""
+        if want.is_whole_only:
+            # Taken ahead, jobs would wait here while another worker may be idle.
+            return Taken(None)
         if "news" not in self._readers:
             self._readers["news"] = asyncio.create_task(self._read_news(want.models))
         while not self._is_closed:
