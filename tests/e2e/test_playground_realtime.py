@@ -147,7 +147,7 @@ def test_a_late_answer_by_request_is_not_shown_over_a_newer_picture(
     line.socket.close(code=1011)
     expect(watched.locator("#channel")).to_have_text("HTTP")
     held: list[Route] = []
-    watched.route(GENERATE, held.append)
+    watched.route(GENERATE, lambda route: held.append(route))
     watched.locator("#prompt").fill("rocket")
     line.is_cut = False
     expect(watched.locator("#channel")).to_have_text("Live")
