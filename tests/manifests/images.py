@@ -127,7 +127,9 @@ class Walk:
         image = Image(self._folder / name)
         if stage.base in self._stages:
             parent = self.build(stage.base)
-            image = Image(image.root, parent.folder, dict(parent.variables), list(parent.entrypoint))
+            image = Image(
+                image.root, parent.folder, dict(parent.variables), list(parent.entrypoint)
+            )
             _link_tree(parent.root, image.root)
         for folder in ("tmp", "root"):
             (image.root / folder).mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,9 @@ def _running(image: Image, secrets: Path, **settings: str) -> Iterator[subproces
         process = subprocess.Popen(
             image.arguments([f"/usr/local/bin/{image.entrypoint[0]}", *image.command]),
             cwd=image.inside("."),
-            env=image.environment(SECRETS_FOLDER=str(secrets), ONESTEP_HOST="127.0.0.1", **settings),
+            env=image.environment(
+                SECRETS_FOLDER=str(secrets), ONESTEP_HOST="127.0.0.1", **settings
+            ),
             stdout=log,
             stderr=log,
         )
