@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from manifests.programs import program, run
 
 Object = dict[str, Any]
 Objects = list[Object]
@@ -38,11 +37,7 @@ def check(rule: Check) -> Check:
 
 @functools.cache
 def _rendered(overlay: str) -> str:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    folder = ROOT / "k8s" / "overlays" / overlay
-    ran = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
+    ran = run(program("kubectl"), "kustomize", ROOT / "k8s" / "overlays" / overlay)
     assert ran.returncode == 0, ran.stderr
     # Deprecated fields are warned about.
     assert not ran.stderr, ran.stderr

@@ -1,60 +1,33 @@
-"""The composed services, the Dockerfile, its lock files and the scripts around them."""
+"""The composed services, their configuration and their secrets."""
 
 from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from manifests.composed import FILES, STACK_CHECKS, Stack, image_faults, load, locked
-from manifests.images import DOCKERFILE, stages
+from manifests.composed import FILES, STACK_CHECKS, Stack, load
 from manifests.objects import ROOT
-from packaging.requirements import Requirement
+from manifests.programs import program, run
 from redis_server import RedisServer
-
-TARGETS = ("api", "worker-cpu", "worker-gpu", "distill")
-LOCKS = ROOT / "docker" / "locks"
-BIN = Path(sys.executable).parent
-# Extras and packages that are left out, for each lock.
-LOCKED = {
-    "api": ([], ["onnxruntime"]),
-    "worker-cpu": ([], []),
-    "worker-openvino": (["openvino"], []),
-    "worker-gpu": (["tensorrt"], []),
-    "distill": (["distill"], []),
-}
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name, path=f"{BIN}:/usr/bin:/usr/local/bin")
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def _run(*command: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, **how)
 
 
 @pytest.mark.parametrize("file", sorted({file for files in FILES.values() for file in files}))
 def test_a_compose_file_fits_the_specification(file: str, tmp_path: Path) -> None:
-    check = (_program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec")
-    assert _run(*check, ROOT / file).returncode == 0
+    check = (program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec")
+    assert run(*check, ROOT / file).returncode == 0
     wrong = tmp_path / "compose.yaml"
     wrong.write_text(
         (ROOT / file).read_text().replace("\nservices:", "\nservices:\n  a: {imag: b}", 1)
     )
-    assert "imag" in _run(*check, wrong).stdout
+    assert "imag" in run(*check, wrong).stdout
 
 
 @pytest.mark.parametrize("rule", STACK_CHECKS)
@@ -113,70 +86,9 @@ def test_a_mistake_in_a_stack_is_found(rule: str, name: str, path: str, value: o
     assert list(STACK_CHECKS[rule](stack))
 
 
-def test_the_dockerfile_passes_its_linter(tmp_path: Path) -> None:
-    linter = _program("hadolint")
-    ran = _run(linter, DOCKERFILE)
-    assert ran.returncode == 0, ran.stdout
-    (tmp_path / "Dockerfile").write_text("FROM python\nRUN pip install onestep\n")
-    assert "DL3006" in _run(linter, tmp_path / "Dockerfile").stdout
-
-
-def test_the_final_stages_are_small_and_unprivileged() -> None:
-    assert list(image_faults(DOCKERFILE.read_text(), TARGETS)) == []
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "fault"),
-    [
-        ("USER 10001:10001", "USER root", "runs as root"),
-        ("USER 10001:10001", "", "runs as root"),
-        ("@sha256:", "@", "is not pinned"),
-        ("WORKDIR /app", "WORKDIR /app\nADD https://example.com/x /x", "ADD"),
-        ("WORKDIR /app", "WORKDIR /app\nRUN apt-get install gcc", "installs in the final stage"),
-        ('CMD ["onestep", "api"]', "COPY models models", "its user owns"),
-        ("python -m pip uninstall", "true", "keeps pip"),
-        ("HEALTHCHECK", "LABEL", "no health check"),
-    ],
-)
-def test_a_mistake_in_the_dockerfile_is_found(before: str, after: str, fault: str) -> None:
-    text = DOCKERFILE.read_text()
-    assert before in text
-    assert any(fault in line for line in image_faults(text.replace(before, after), TARGETS))
-
-
-def test_make_builds_the_final_stages(repo_root: Path) -> None:
-    shown = _run("make", "--no-print-directory", "-n", "images", cwd=repo_root)
-    assert re.findall(r"--target (\S+)", shown.stdout) == list(TARGETS)
-    assert set(TARGETS) <= set(stages(DOCKERFILE.read_text()))
-
-
-@pytest.mark.parametrize("name", LOCKED)
-def test_a_lock_holds_what_the_project_asks_for(name: str) -> None:
-    extras, left_out = LOCKED[name]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"]]
-    for extra in extras:
-        lines += project["optional-dependencies"][extra]
-    pins = locked(LOCKS / f"{name}.txt")
-    for requirement in map(Requirement, lines):
-        if requirement.name in left_out:
-            assert requirement.name not in pins
-        elif requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux"}):
-            version = pins.get(requirement.name)
-            assert version and requirement.specifier.contains(version), (
-                f"{requirement} is not in docker/locks/{name}.txt: make locks"
-            )
-
-
-def test_gpu_workers_have_the_torch_of_the_training() -> None:
-    distill = locked(LOCKS / "distill.txt")["torch"]
-    assert f"torch=={distill}" in (LOCKS / "worker-gpu.in").read_text()
-    assert locked(LOCKS / "worker-gpu.txt")["torch"] == distill
-
-
 def test_prometheus_takes_its_configuration(repo_root: Path, tmp_path: Path) -> None:
-    promtool = _program("promtool")
-    ran = _run(promtool, "check", "config", repo_root / "docker/prometheus/prometheus.yml")
+    promtool = program("promtool")
+    ran = run(promtool, "check", "config", repo_root / "docker/prometheus/prometheus.yml")
     assert ran.returncode == 0, ran.stderr
     jobs = yaml.safe_load((repo_root / "docker/prometheus/prometheus.yml").read_text())
     names = {
@@ -186,7 +98,7 @@ def test_prometheus_takes_its_configuration(repo_root: Path, tmp_path: Path) -> 
     }
     assert names == {"api", "worker", "dcgm-exporter"} and names <= set(load("gpu")["services"])
     (tmp_path / "prometheus.yml").write_text("scrape_config: []\n")
-    assert _run(promtool, "check", "config", tmp_path / "prometheus.yml").returncode != 0
+    assert run(promtool, "check", "config", tmp_path / "prometheus.yml").returncode != 0
 
 
 @pytest.fixture
@@ -203,7 +115,7 @@ def test_redis_keeps_what_it_is_given(tmp_path: Path, redis_files: tuple[Path, P
     redis = RedisServer(tmp_path, "--include", str(redis_files[0]))
     try:
         asked = ("CONFIG", "GET", "maxmemory-policy", "appendonly", "appendfsync", "maxmemory")
-        said = _run("redis-cli", "-p", redis.port, *asked).stdout.split()
+        said = run("redis-cli", "-p", redis.port, *asked).stdout.split()
     finally:
         redis.close()
     assert dict(zip(said[::2], said[1::2], strict=True)) == {
@@ -225,31 +137,31 @@ def test_redis_asks_for_the_password_and_is_healthy(
         port = str(probe.getsockname()[1])
     asks = load("production")["services"]["redis"]["healthcheck"]["test"][1]
     asks = asks.replace("redis-cli", f"redis-cli -p {port}")
-    line = [_program("redis-server"), str(conf), "--port", port, "--include", str(auth)]
+    line = [program("redis-server"), str(conf), "--port", port, "--include", str(auth)]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(line, stdout=log, stderr=log)
     try:
         end_s = time.monotonic() + 10
-        while _run("sh", "-c", asks).returncode:
+        while run("sh", "-c", asks).returncode:
             assert server.poll() is None and time.monotonic() < end_s, (
                 tmp_path / "log"
             ).read_text()
             time.sleep(0.02)
-        said = [_run("redis-cli", "-p", port, "SET", "a", "1").stdout]
+        said = [run("redis-cli", "-p", port, "SET", "a", "1").stdout]
         password = (auth.parent / "ONESTEP_REDIS_URL").read_text().split(":")[2].split("@")[0]
         variables = {**os.environ, "REDISCLI_AUTH": password}
-        said += [_run("redis-cli", "-p", port, "SET", "a", "1", env=variables).stdout]
+        said += [run("redis-cli", "-p", port, "SET", "a", "1", env=variables).stdout]
     finally:
         server.kill()
         server.wait()
     assert said[0].startswith("NOAUTH") and said[1] == "OK\n"
-    assert _run("sh", "-c", asks).returncode != 0
+    assert run("sh", "-c", asks).returncode != 0
 
 
 def _create_secrets(folder: Path) -> Path:
     script = folder / "create-secrets"
     shutil.copy2(ROOT / "docker" / "create-secrets", script)
-    assert _run(script).returncode == 0
+    assert run(script).returncode == 0
     return folder / "secrets"
 
 
@@ -263,24 +175,3 @@ def test_secrets_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in made.iterdir()} == {0o444}
     assert files == {path.name: path.read_text() for path in _create_secrets(tmp_path).iterdir()}
     assert len({*files.values()}) == len(files)
-
-
-def test_the_entry_point_makes_settings_of_secrets(tmp_path: Path) -> None:
-    (tmp_path / "ONESTEP_REDIS_URL").write_text("redis://:a b$c@redis:6379/0\n")
-    (tmp_path / "grafana_password").write_text("word\n")
-    entry = ROOT / "docker" / "entrypoint.sh"
-    variables = {"PATH": "/usr/bin:/bin", "SECRETS_FOLDER": str(tmp_path), "ONESTEP_REDIS_URL": "x"}
-    shown = _run(entry, "env", env=variables).stdout
-    assert "ONESTEP_REDIS_URL=redis://:a b$c@redis:6379/0\n" in shown
-    assert "grafana_password=" not in shown
-    # A process of the image ends with the program's own status, and gets its signals.
-    assert _run(entry, "sh", "-c", "exit 7", env=variables).returncode == 7
-    (tmp_path / "ONESTEP_KEYS").mkdir()
-    refused = _run(entry, "env", env=variables)
-    assert refused.returncode != 0 and "ONESTEP_REDIS_URL" not in refused.stdout
-
-
-def test_asking_for_health_says_why_not() -> None:
-    asked = _run(sys.executable, "-IS", ROOT / "docker" / "ask.py", "http://127.0.0.1:1/livez")
-    assert asked.returncode == 1
-    assert "http://127.0.0.1:1/livez" in asked.stdout and not asked.stderr
