@@ -203,4 +203,5 @@ def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     yield "png with a huge header", png_with_second_header(30000, 30000), "picture_too_large"
     yield "jpeg header of 4 gigapixels", jpeg_that_claims(65535, 65535), "picture_too_large"
     yield "jpeg with two headers", jpeg_with_second_header(5000, 5000), "picture_too_large"
+    yield "webp canvas of 144 megapixels", webp_that_claims(12000, 12000), "picture_too_large"
     yield "webp canvas of 268 megapixels", webp_that_claims(16383, 16383), "picture_too_large"

@@ -223,16 +223,18 @@ async def test_a_form_too_large_is_refused_in_bytes(
             num_sent += 1
             yield b"\0" * 1024
 
-    async with running(emoji, emoji_pipeline, max_upload_bytes=65536) as stack:
+    async with running(emoji, emoji_pipeline, max_upload_bytes=2**17) as stack:
         headers = {"content-type": "multipart/form-data; boundary=x"}
-        content: Any = b"\0" * 65537 if announced else pieces()
-        response = await stack.client.post("/v1/generate", content=content, headers=headers)
+        if announced:
+            headers["content-length"] = str(2**17 + 1)
+        response = await stack.client.post("/v1/generate", content=pieces(), headers=headers)
         document = problem(response, 413, "body_too_large")
-        assert document["allowed"] == {"max_bytes": 65536}
-        assert num_sent <= 65
+        assert document["allowed"] == {"max_bytes": 2**17}
+        assert num_sent == 0 if announced else num_sent <= 129
         # Where no picture may come, the smaller bound holds.
         response = await stack.client.post("/v1/images/generations", content=b" " * 65537)
         assert response.status_code == 413
+        assert (await stack.client.post("/v1/generate", content=b" " * 65537)).status_code == 400
 
 
 async def test_bodies_of_all_requests_together_are_bounded(
