@@ -193,7 +193,11 @@ def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     yield "animated webp", animated("webp"), "invalid_request"
     for format, content in whole.items():
         for share in (0.1, 0.5, 0.9):
-            yield f"{format} cut", content[: int(share * len(content))], "invalid_request"
+            yield (
+                f"{format} cut at {share:.0%}",
+                content[: int(share * len(content))],
+                "invalid_request",
+            )
     yield "png without size", PNG_SIGNATURE + png_header(0, 9), "invalid_request"
     yield "webp without frame", webp_that_claims(48, 32), "invalid_request"
     yield "png of 81 megapixels", large_png(9000, 9000), "picture_too_large"

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from keys_fixtures import bearer, make_key, write_keys
 from picture_files import heart, hostile_files, saved, see_through
 from PIL import Image
 from service_process import running_service
@@ -180,6 +181,13 @@ async def test_models_tell_whether_they_start_from_pictures(
         ({"content": b"--x\r\nnonsense", "headers": {"content-type": "multipart/form-data"}}, None),
         (
             {
+                "content": b'--x\r\ncontent-disposition: form-data; name="a"; filename=""\r\n\r\nx',
+                "headers": {"content-type": "multipart/form-data; boundary=x"},
+            },
+            None,
+        ),
+        (
+            {
                 "content": b"nonsense",
                 "headers": {"content-type": "multipart/form-data; boundary=x"},
             },
@@ -202,6 +210,23 @@ async def test_a_form_that_is_none_is_refused(
         assert response.json()["error"]["param"] == field
     assert emoji_stack.pipeline.prompts == []
     assert emoji_stack.metric("t2i_rejected_total", reason="invalid_request") == 1
+
+
+async def test_who_may_not_draw_has_nothing_decoded(
+    emoji: Path, emoji_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    key, secret = make_key(priority="background")
+    keys_file = write_keys(tmp_path / "keys", key)
+    form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": FILE}}
+    async with running(emoji, emoji_pipeline, keys_file=keys_file) as stack:
+        for path in ("/v1/generate", "/v1/images/edits"):
+            assert (await stack.client.post(path, **form)).status_code == 401
+            ahead = form | {"data": form["data"] | {"priority": "interactive"}}
+            response = await stack.client.post(path, **ahead, headers=bearer(secret))
+            assert response.status_code == 403, response.text
+            assert stack.context.decoders.pids == []
+        response = await stack.client.post("/v1/generate", **form, headers=bearer(secret))
+        assert response.status_code == 200, response.text
 
 
 async def test_edits_take_a_form_only(emoji_stack: Stack) -> None:
