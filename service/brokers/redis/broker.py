@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _ASK_AFTER_S = 0.5
 _MAX_ASKED = 500
 _RECONNECT_S = 0.2
-_TOLD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -306,11 +305,6 @@ class RedisBroker:
         """Refuse new jobs; what is queued is left to other workers."""
         self._is_closed = True
         self._news.set()
-
-    async def all_told(self) -> None:
-        """Return when nobody in this process waits for a job any more."""
-        while len(self._waiters):
-            await asyncio.sleep(_TOLD_S)
 
     def _listen_to_replies(self) -> None:
         if "replies" not in self._readers:
