@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(default=8, ge=1, le=256)
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
+    job_deadline_s: float = Field(
+        default=600.0, gt=0, le=86400, description="the same of jobs that nobody waits for"
+    )
     body_timeout_s: float = Field(default=20.0, gt=0, description="for a body to arrive")
     max_body_bytes: int = Field(default=65536, ge=1024, description="where no picture may come")
     max_upload_bytes: int = Field(default=2**23, ge=1024, description="of a body with a picture")
@@ -69,6 +72,9 @@ class Settings(BaseSettings):
     )
     max_kept_bytes: int = Field(
         default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
+    )
+    max_event_streams: int = Field(
+        default=1000, ge=0, description="clients that follow a job at a time; 0 offers none"
     )
     webhooks: bool = Field(default=False, description="tell another service how a job ended")
     webhook_secrets: _Secrets = Field(
