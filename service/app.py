@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from service.direct import DirectRoutes
 from service.errors import (
@@ -43,7 +43,17 @@ from service.errors import (
 )
 from service.middleware import AuthMiddleware, cors_options
 from service.openai_wire.answers import error_document
-from service.routes import docs, generate, health, images, metrics, models, playground, realtime
+from service.routes import (
+    docs,
+    generate,
+    health,
+    images,
+    jobs,
+    metrics,
+    models,
+    playground,
+    realtime,
+)
 from service.routes.context import AppContext
 from service.settings import Settings
 from service.telemetry import Telemetry, log_event, new_id, request_id_var
@@ -58,7 +68,7 @@ _SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 # Routes whose bodies may hold a picture.
-_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/images/edits"})
+_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/jobs", "/v1/images/edits"})
 # Bodies are held for the time of a request, which is short.
 _HELD_RETRY_S = 1.0
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
@@ -71,8 +81,8 @@ def create_app(context: AppContext) -> FastAPI:
         StartError: the keys file is missing or damaged.
     """
     settings = context.settings
-    app = _plain_app(context)
-    for module in (generate, images, realtime, models, health, playground):
+    app = _plain_app(context, lifespan=_lifespan(context))
+    for module in (generate, jobs, images, realtime, models, health, playground):
         app.include_router(module.router)
     if settings.admin_port is None:
         app.include_router(metrics.router)
@@ -108,14 +118,29 @@ def create_admin_app(context: AppContext) -> FastAPI:
     return app
 
 
-def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -> FastAPI:
-    """An application without routes that answers errors as this service does."""
+def _lifespan(context: AppContext) -> Lifespan[FastAPI]:
+    """What runs beside the routes, from before the first request until after the last."""
+    # Here, so that a wrong setting stops the start.
+    job_webhooks = context.job_webhooks
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if job_webhooks is not None:
+            job_webhooks.start()
         yield
+        if job_webhooks is not None:
+            await job_webhooks.close()
         await context.decoders.close()
 
+    return lifespan
+
+
+def _plain_app(
+    context: AppContext,
+    openapi_url: str | None = "/openapi.json",
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """An application without routes that answers errors as this service does."""
     app = FastAPI(
         title="onestep",
         description="Pictures from text in one step.",

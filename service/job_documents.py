@@ -20,6 +20,7 @@ from service.errors import (
 )
 from service.jobs import (
     FailureReason,
+    Job,
     JobDone,
     JobFailed,
     JobRecord,
@@ -61,20 +62,25 @@ def failure(reason: FailureReason) -> ProblemError:
     return kind(detail)
 
 
-def with_lost(records: Sequence[JobRecord | None]) -> list[JobRecord]:
+def with_lost(records: Sequence[JobRecord | None], job: Job) -> list[JobRecord]:
     """A request's records, where those that are not kept any longer have failed as lost.
 
-    The first one must be there.
+    Args:
+        records: of all its pictures, in order.
+        job: any of them.
     """
-    first = records[0]
-    assert first is not None, "who asks has seen it"
-    request = request_of(first.job.id)
-    return [record or _lost(first, job_id(request, i)) for i, record in enumerate(records)]
+    request = request_of(job.id)
+    return [record or _lost(job, job_id(request, i)) for i, record in enumerate(records)]
 
 
-def _lost(first: JobRecord, missing: str) -> JobRecord:
+def _lost(job: Job, missing: str) -> JobRecord:
     outcome = JobFailed(missing, FailureReason.LOST)
-    return JobRecord(replace(first.job, id=missing), state_of(outcome), 0, outcome)
+    return JobRecord(replace(job, id=missing), state_of(outcome), 0, outcome)
+
+
+def state_told(record: JobRecord) -> JobState:
+    """A picture's state; a picture that was drawn and is gone has failed."""
+    return record.state if record.outcome is None else state_of(record.outcome)
 
 
 def request_state(states: Sequence[JobState]) -> JobState:
@@ -84,6 +90,12 @@ def request_state(states: Sequence[JobState]) -> JobState:
     if not TERMINAL.issuperset(states):
         return JobState.RUNNING
     return next((state for state in _BY_WEIGHT if state in states), JobState.SUCCEEDED)
+
+
+def created_at(job: Job, now_s: float) -> int:
+    """When a job was accepted, in seconds since 1970; `now_s` is the broker's clock."""
+    # Which may count from anywhere.
+    return round(time.time() - (now_s - job.created_s))
 
 
 def job_document(records: Sequence[JobRecord], now_s: float, base_url: str) -> dict[str, Any]:
@@ -98,9 +110,8 @@ def job_document(records: Sequence[JobRecord], now_s: float, base_url: str) -> d
     key = job.key
     return {
         "id": request_of(job.id),
-        "state": str(request_state([record.state for record in records])),
-        # The broker's clock may count from anywhere.
-        "created": int(time.time() - (now_s - job.created_s)),
+        "state": str(request_state([state_told(record) for record in records])),
+        "created": created_at(job, now_s),
         "model": key.model,
         "width": key.width,
         "height": key.height,
@@ -115,7 +126,8 @@ def picture_document(record: JobRecord, base_url: str) -> dict[str, Any]:
     """One picture of a request; its address is there once it is drawn."""
     job, outcome = record.job, record.outcome
     index = int(job.id.rpartition("-")[2])
-    document: dict[str, Any] = {"index": index, "state": str(record.state), "seed": job.seed}
+    state = str(state_told(record))
+    document: dict[str, Any] = {"index": index, "state": state, "seed": job.seed}
     if isinstance(outcome, JobDone):
         document["media_type"] = f"image/{job.format}"
         document["url"] = f"{base_url}/v1/jobs/{request_of(job.id)}/images/{index}"

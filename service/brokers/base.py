@@ -113,9 +113,7 @@ class Broker(Protocol):
         """End jobs that have no outcome yet; how many of them had not been taken."""
         ...
 
-    async def hold_webhooks(
-        self, held: Collection[str], hold_s: float, max_new: int
-    ) -> list[str]:
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
         """Requests whose webhooks nobody holds, for this process to hold from now on.
 
         `held` are those that it holds already. After `hold_s` without another call that names it,

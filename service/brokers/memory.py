@@ -126,9 +126,7 @@ class MemoryBroker:
             self._finish(JobFailed(job_id, FailureReason.CANCELLED))
         return num_waiting
 
-    async def hold_webhooks(
-        self, held: Collection[str], hold_s: float, max_new: int
-    ) -> list[str]:
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
         """There is one process; what it let go of, it gets again."""
         now_s = self.now_s()
         for request in self._webhooks.keys() & held:

@@ -199,9 +199,7 @@ class RedisBroker:
             num_queued += await self._connection.script("cancel", prefix, list(job_ids))
         return num_queued
 
-    async def hold_webhooks(
-        self, held: Collection[str], hold_s: float, max_new: int
-    ) -> list[str]:
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
         """Of every model; a request that is held is of one of them and unknown to the others."""
         found: list[str] = []
         for model in self._models:
