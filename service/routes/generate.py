@@ -15,7 +15,7 @@ import orjson
 import pybase64
 from fastapi import APIRouter, Request, Response
 
-from service.errors import DeadlineExceeded, GenerationFailed, InvalidRequest
+from service.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, JobCancelled
 from service.images import MEDIA_TYPES
 from service.job_documents import created_at
 from service.jobs import ImageFormat, Job, JobDone, request_of
@@ -55,7 +55,7 @@ _OPENAPI: dict[str, Any] = {
             "description": "With `Prefer: respond-async`: the job, whose address is in Location.",
             "content": {"application/json": {}},
         },
-        **describe_problems(GenerationFailed, DeadlineExceeded),
+        **describe_problems(JobCancelled, GenerationFailed, DeadlineExceeded),
     },
 }
 

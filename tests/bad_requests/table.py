@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bad_requests import fields, paths, texts, wire
+from bad_requests import fields, jobs, paths, texts, wire
 from bad_requests.row import BadRequest
 
 TABLE: dict[str, list[BadRequest]] = {
     **fields.ROWS,
     **texts.ROWS,
     **paths.ROWS,
+    **jobs.ROWS,
     **wire.ROWS,
 }
 NUM_ROWS = sum(map(len, TABLE.values()))
