@@ -95,7 +95,7 @@ def request_state(states: Sequence[JobState]) -> JobState:
 def created_at(job: Job, now_s: float) -> int:
     """When a job was accepted, in seconds since 1970; `now_s` is the broker's clock."""
     # Which may count from anywhere.
-    return round(time.time() - (now_s - job.created_s))
+    return int(time.time() - (now_s - job.created_s))
 
 
 def job_document(records: Sequence[JobRecord], now_s: float, base_url: str) -> dict[str, Any]:
