@@ -111,8 +111,13 @@ class WaitingJobs:
             self._forget(lane.owner)
         return job
 
-    def next_jobs(self, max_jobs: int, models: Collection[str]) -> list[Job]:
-        """Take out the jobs to run now, at most `max_jobs` and all of one key."""
+    def next_jobs(
+        self, max_jobs: int, models: Collection[str], is_whole_only: bool = False
+    ) -> list[Job]:
+        """Take out the jobs to run now, at most `max_jobs` and all of one key.
+
+        With `is_whole_only` exactly `max_jobs`, or none.
+        """
         lanes = [lane for lane in self._lanes if lane.key.model in models]
         if not lanes:
             return []
@@ -121,6 +126,10 @@ class WaitingJobs:
             (lane for lane in lanes if lane.priority is priority),
             key=lambda lane: (self._served.get(lane.owner, 0), self._rank(lane)),
         )
+        if is_whole_only:
+            num_fitting = sum(len(self._lanes[lane]) for lane in lanes if lane.key == chosen.key)
+            if num_fitting < max_jobs:
+                return []
         jobs: list[Job] = []
         for served_first in (priority, *(other for other in Priority if other is not priority)):
             line = [

@@ -14,7 +14,7 @@ import orjson
 
 from service.errors import InvalidRequest, ProblemError, problem_document, retry_ms
 from service.jobs import ImageFormat, JobDone
-from service.schemas import Generation, ModelLimits, parse_generation
+from service.schemas import Generation, ModelLimits, check_json_size, parse_generation
 
 # The widest whole number that a browser's JSON carries exactly.
 MAX_ID = 2**53 - 1
@@ -35,8 +35,10 @@ def read_wish(text: str, seed: int) -> Wish:
     Raises:
         InvalidRequest: it is no JSON object, or its id is no whole number.
     """
+    message = text.encode()
+    check_json_size(message)
     try:
-        fields = orjson.loads(text)
+        fields = orjson.loads(message)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the message is not valid JSON: {error.msg}") from None
     if not isinstance(fields, dict):

@@ -28,6 +28,9 @@ PRIORITIES: dict[str, Priority] = {
 
 MAX_SEED = 2**32 - 1
 MAX_NUM_IMAGES = 16
+# Far more than any request has; a picture in base64 holds none of what is counted.
+MAX_JSON_MARKS = 4096
+_JSON_MARKS = (b",", b":", b"[", b"{")
 _MAX_ECHO_CHARS = 64
 # A null character would end the prompt early wherever it is stored.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -46,6 +49,8 @@ class ModelLimits:
         timesteps: descending, where a drawing of the most steps passes; it starts from a picture
             at one of them.
         num_train_timesteps: of the schedule; a strength is a share of it.
+        others: models that are served beside this one, which is what is drawn with where a request
+            names none.
     """
 
     name: str
@@ -62,6 +67,24 @@ class ModelLimits:
     can_start_from_image: bool = False
     timesteps: tuple[int, ...] = ()
     num_train_timesteps: int = 1000
+    others: tuple[ModelLimits, ...] = ()
+
+    @property
+    def all(self) -> tuple[ModelLimits, ...]:
+        """Every model that is served, this one first."""
+        return (self, *self.others)
+
+    def named(self, name: str | None) -> ModelLimits:
+        """The model that a request asks for.
+
+        Raises:
+            InvalidRequest: it is not served.
+        """
+        for one in self.all:
+            if name in (None, one.name):
+                return one
+        names = [one.name for one in self.all]
+        raise InvalidRequest(f"model must be {' or '.join(names)}", field="model", allowed=names)
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -141,6 +164,21 @@ class Generation:
         return self.key.width * self.key.height * self.key.steps * len(self.seeds)
 
 
+def check_json_size(body: bytes) -> None:
+    """Refuse JSON of very many values before it is parsed.
+
+    A body may be large because a picture is in it. As many bytes of empty lists or short names take
+    seconds to parse and fifty times their size in memory, and nobody else is served meanwhile.
+
+    Raises:
+        InvalidRequest: more values than any request has.
+    """
+    if len(body) > MAX_JSON_MARKS and sum(map(body.count, _JSON_MARKS)) > MAX_JSON_MARKS:
+        raise InvalidRequest(
+            "the body holds too many names and values", allowed={"max_values": MAX_JSON_MARKS}
+        )
+
+
 def parse_generation(
     body: bytes, limits: ModelLimits, kind: type[GenerateRequest] = GenerateRequest
 ) -> Generation:
@@ -149,6 +187,7 @@ def parse_generation(
     Raises:
         InvalidRequest: names the field and what is allowed.
     """
+    check_json_size(body)
     try:
         request = kind.model_validate_json(body)
     except ValidationError as error:
@@ -183,7 +222,7 @@ def allowed_values(limits: ModelLimits) -> dict[str, object]:
             "max_chars": limits.max_prompt_chars,
             "max_tokens": limits.max_tokens,
         },
-        "model": [limits.name],
+        "model": [one.name for one in limits.all],
         "seed": {"min": 0, "max": MAX_SEED},
         "width": sizes,
         "height": sizes,
@@ -227,19 +266,18 @@ def first_refusal(
 
 
 def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
-    """Check a well-formed request against the served model and close its open choices.
+    """Check a well-formed request against the model it asks for and close its open choices.
 
     Raises:
         InvalidRequest: names the field and what is allowed.
     """
+    limits = limits.named(request.model)
 
     def refuse(field: str, detail: str) -> InvalidRequest:
         return InvalidRequest(detail, field=field, allowed=allowed_values(limits)[field])
 
     if not request.prompt.strip():
         raise refuse("prompt", "prompt must not be empty")
-    if _CONTROL.search(request.prompt):
-        raise refuse("prompt", "prompt must hold no control characters but tabs and line ends")
     # Characters first: counting them is free, counting tokens of a huge text is not.
     if len(request.prompt) > limits.max_prompt_chars:
         raise refuse(
@@ -247,13 +285,13 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
             f"prompt has {len(request.prompt)} characters, "
             f"at most {limits.max_prompt_chars} are allowed",
         )
+    if _CONTROL.search(request.prompt):
+        raise refuse("prompt", "prompt must hold no control characters but tabs and line ends")
     num_tokens = limits.count_tokens(request.prompt)
     if num_tokens > limits.max_tokens:
         raise refuse(
             "prompt", f"prompt needs {num_tokens} tokens, at most {limits.max_tokens} are allowed"
         )
-    if request.model is not None and request.model != limits.name:
-        raise refuse("model", f"model must be {limits.name}")
     if request.steps > limits.max_steps:
         raise refuse("steps", f"steps must be 1 to {limits.max_steps}")
     width, height = _size(request, limits, refuse)

@@ -38,6 +38,7 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 # NoDecode: pydantic-settings would want JSON.
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
 _Origins = Annotated[_Names, AfterValidator(_check_origins)]
+_Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_at_commas)]
 _Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_at_commas)]
 
 
@@ -48,12 +49,22 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port")
-    model: Path = Field(default=Path("models/emoji"), description="bundle folder")
+    model: _Paths = Field(
+        default=(Path("models/emoji"),), min_length=1, description="bundle folders, by commas"
+    )
     backend: str | None = Field(default=None, description="engine backend; unset: the bundle's")
     allow_failed_check: bool = Field(default=False, description="serve what failed its check")
     num_threads: int | None = Field(default=None, ge=1, description="engine threads; unset: all")
     max_batch_size: int = Field(default=8, ge=1, le=256)
     max_queue_depth: int = Field(default=256, ge=1, description="accepted jobs without an answer")
+    redis_url: SecretStr | None = Field(
+        default=None, description="where API and worker processes meet"
+    )
+    lease_s: float = Field(
+        default=10.0, ge=0.1, description="a job is handed out again after a worker's silence"
+    )
+    max_deliveries: int = Field(default=3, ge=1, description="then a job fails for good")
+    max_run_s: float = Field(default=60.0, gt=0, description="a longer run of the engine hangs")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
     job_deadline_s: float = Field(
         default=600.0, gt=0, le=86400, description="the same of jobs that nobody waits for"

@@ -106,6 +106,8 @@ class Worker:
         self._unwanted: set[str] = set()
         self._encoding: set[asyncio.Task[None]] = set()
         self._busy_since_s: float | None = None
+        # When the engine will be free, as far as its earlier runs tell.
+        self._free_s = 0.0
 
     @property
     def busy_s(self) -> float:
@@ -132,24 +134,21 @@ class Worker:
         self._pipelines[model] = new
         self._run_times = {k: times for k, times in self._run_times.items() if k.model != model}
 
+    async def hand_back(self) -> None:
+        """Return what is still in hand, so that nobody has to wait for its lease to end."""
+        await self._broker.hand_back(list(self._held.values()))
+
     async def run(self) -> None:
         """Serve until the broker has nothing more, then let the last pictures out."""
         renewing = asyncio.create_task(self._renew_leases())
-        want = Want(tuple(self._pipelines), self._options.max_batch_size)
         try:
-            while True:
-                try:
-                    taken = await self._broker.take(want, wait=True)
-                except QueueUnavailable as error:
-                    log_event("queue_away", level=logging.WARNING, error=error.detail)
-                    await asyncio.sleep(_AWAY_S)
-                    continue
-                if taken is None:
-                    break
-                self._telemetry.failed.labels(FailureReason.EXPIRED).inc(taken.num_expired)
-                self._telemetry.cancelled.labels("taken").inc(taken.num_cancelled)
-                if taken.batch is not None:
-                    await self._draw(taken.batch)
+            current = await self._begin_next(wait=True)
+            while current is not None:
+                # A whole batch is handed over while the engine is busy: it then never waits for
+                # the event loop. Less than a whole one may still grow.
+                following = await self._begin_next(wait=False)
+                await current
+                current = following or await self._begin_next(wait=True)
             if self._encoding:
                 await asyncio.wait(self._encoding)
         finally:
@@ -157,15 +156,40 @@ class Worker:
             self._engine_pool.shutdown(wait=False, cancel_futures=True)
             self._encode_pool.shutdown(wait=False, cancel_futures=True)
 
+    async def _begin_next(self, *, wait: bool) -> asyncio.Task[None] | None:
+        """Take a batch and hand it to the engine.
+
+        With `wait`, the next one there is, or None once there will be no more; without, a whole
+        one if there is one.
+        """
+        want = Want(tuple(self._pipelines), self._options.max_batch_size, is_whole_only=not wait)
+        while True:
+            try:
+                taken = await self._broker.take(want, wait=wait)
+            except QueueUnavailable as error:
+                log_event("queue_away", level=logging.WARNING, error=error.detail)
+                await asyncio.sleep(_AWAY_S)
+                continue
+            if taken is None:
+                return None
+            self._telemetry.failed.labels(FailureReason.EXPIRED).inc(taken.num_expired)
+            self._telemetry.cancelled.labels("taken").inc(taken.num_cancelled)
+            if taken.batch is not None:
+                self._held |= {d.job.id: d for d in taken.batch.deliveries}
+                return asyncio.create_task(self._draw(taken.batch))
+            if not wait:
+                return None
+
     async def _draw(self, batch: Batch) -> None:
         """Run a batch, in parts where its most urgent job would otherwise come too late."""
-        self._held |= {delivery.job.id: delivery for delivery in batch.deliveries}
         rest: Batch | None = batch
         while rest is not None:
             if rest is not batch:
                 # The part before it took its time.
                 self._unwanted |= await self._renew(rest.deliveries)
-            part, rest = parts_in_time(rest, self._broker.now_s(), self._times_of)
+            start_s = max(self._broker.now_s(), self._free_s)
+            part, rest = parts_in_time(rest, start_s, self._times_of)
+            self._free_s = start_s + self._times_of(part.key).expected_s(len(part.deliveries))
             self._telemetry.batch_close.labels(part.close_reason).inc()
             wanted = [d for d in part.deliveries if d.job.id not in self._unwanted]
             for delivery in part.deliveries:
@@ -180,42 +204,44 @@ class Worker:
     async def _generate(self, deliveries: Sequence[Delivery], key: BatchKey) -> None:
         """Run jobs of one key; on an error, each half by itself."""
         loop = asyncio.get_running_loop()
-        dispatched_s = self._broker.now_s()
-        started_s = time.perf_counter()
-        self._busy_since_s = time.monotonic()
         try:
-            generated = await loop.run_in_executor(
+            generated, dispatched_s, run_s = await loop.run_in_executor(
                 self._engine_pool, self._run_engine, deliveries, key
             )
         except Exception as error:
             await self._isolate(deliveries, key, error)
             return
-        finally:
-            self._busy_since_s = None
-        run_s = time.perf_counter() - started_s
         self._times_of(key).note(len(deliveries), run_s)
         run = _Run(len(deliveries), dispatched_s, run_s * 1000, generated.stage_ms)
-        self._note_run(deliveries, key, run)
         for delivery, pixels_HWC in zip(deliveries, generated.images_BHWC, strict=True):
             task = asyncio.create_task(self._encode_and_reply(delivery, pixels_HWC, run))
             self._encoding.add(task)
             task.add_done_callback(self._encoding.discard)
+        self._note_run(deliveries, key, run)
 
-    def _run_engine(self, deliveries: Sequence[Delivery], key: BatchKey) -> Generated:
-        """In the engine's thread."""
+    def _run_engine(
+        self, deliveries: Sequence[Delivery], key: BatchKey
+    ) -> tuple[Generated, float, float]:
+        """In the engine's thread; the broker's time at the start and the seconds it took, too."""
         jobs = [delivery.job for delivery in deliveries]
-        generated = self._pipelines[key.model].generate(
-            [job.prompt for job in jobs],
-            [job.seed for job in jobs],
-            width=key.width,
-            height=key.height,
-            steps=key.steps,
-            images_BHWC=given_images(jobs, key),
-            strength=key.strength or 1.0,
-        )
-        assert len(generated.images_BHWC) == len(jobs), "one picture per job"
-        pictures = keep_what_is_masked(generated.images_BHWC, jobs, key)
-        return replace(generated, images_BHWC=pictures)
+        dispatched_s = self._broker.now_s()
+        started_s = self._busy_since_s = time.monotonic()
+        try:
+            generated = self._pipelines[key.model].generate(
+                [job.prompt for job in jobs],
+                [job.seed for job in jobs],
+                width=key.width,
+                height=key.height,
+                steps=key.steps,
+                images_BHWC=given_images(jobs, key),
+                strength=key.strength or 1.0,
+            )
+            assert len(generated.images_BHWC) == len(jobs), "one picture per job"
+            pictures = keep_what_is_masked(generated.images_BHWC, jobs, key)
+        finally:
+            self._busy_since_s = None
+        run_s = time.monotonic() - started_s
+        return replace(generated, images_BHWC=pictures), dispatched_s, run_s
 
     async def _isolate(
         self, deliveries: Sequence[Delivery], key: BatchKey, error: Exception

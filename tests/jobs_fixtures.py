@@ -11,8 +11,8 @@ from typing import Any
 from service_stack import Stack, running
 
 from engines.pipeline import Pipeline
-from service.__main__ import load_limits
 from service.brokers.redis import RedisBroker, RedisOptions
+from service.processes.models import load_limits
 
 JOBS = "/v1/jobs"
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}

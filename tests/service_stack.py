@@ -21,10 +21,11 @@ import uvicorn
 from PIL import Image
 
 from engines.pipeline import Generated, Pipeline
-from service.__main__ import load_limits, server_config
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
 from service.brokers.redis import RedisBroker
+from service.processes.models import load_limits
+from service.processes.sockets import server_config
 from service.routes.context import AppContext, Phase, Readiness
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry

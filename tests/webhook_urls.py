@@ -6,6 +6,11 @@ the field.
 
 from __future__ import annotations
 
+import pytest
+
+from service.errors import InvalidRequest
+from service.webhooks.guard import Guard
+
 REFUSED_URLS: dict[str, tuple[str, ...]] = {
     "no url": (
         *(
@@ -217,3 +222,12 @@ REFUSED_URLS: dict[str, tuple[str, ...]] = {
 def all_refused_urls() -> list[tuple[str, str]]:
     """Every (kind, url)."""
     return [(kind, url) for kind, urls in REFUSED_URLS.items() for url in urls]
+
+
+def refusal(guard: Guard, url: str) -> InvalidRequest:
+    """The refusal of a URL, which names the field and does not repeat the URL."""
+    with pytest.raises(InvalidRequest) as caught:
+        guard.check(url)
+    assert caught.value.field == "webhook"
+    assert caught.value.detail.startswith("webhook: ")
+    return caught.value

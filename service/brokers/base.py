@@ -48,10 +48,17 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class Want:
-    """What a worker can run now."""
+    """What a worker can run now.
+
+    Attributes:
+        is_whole_only: nothing but a full batch, for an engine that is still busy with the one
+            before. A broker that cannot tell, or whose jobs other workers could draw meanwhile,
+            answers with nothing.
+    """
 
     models: tuple[str, ...]
     max_jobs: int
+    is_whole_only: bool = False
 
 
 @dataclass(frozen=True)

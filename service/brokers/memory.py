@@ -143,7 +143,7 @@ class MemoryBroker:
         """Hand out the next batch, once there is one."""
         num_expired = 0
         while True:
-            jobs = self._waiting.next_jobs(want.max_jobs, want.models)
+            jobs = self._waiting.next_jobs(want.max_jobs, want.models, want.is_whole_only)
             late = [job for job in jobs if job.deadline_s <= self.now_s()]
             for job in late:
                 self._finish(JobFailed(job.id, FailureReason.EXPIRED))

@@ -25,6 +25,7 @@ from service.schemas import (
     ModelLimits,
     PriorityName,
     allowed_values,
+    check_json_size,
     first_refusal,
     resolve,
 )
@@ -109,6 +110,7 @@ def parse_images(body: bytes, limits: ModelLimits) -> ImagesGeneration:
     Raises:
         InvalidRequest: names the field, in OpenAI's words, and what is allowed.
     """
+    check_json_size(body)
     try:
         request = ImagesRequest.model_validate_json(body)
     except ValidationError as error:

@@ -5,6 +5,7 @@ Owns the process's phase as the outside sees it. Knows no web framework.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -13,6 +14,7 @@ from service.auth import KeyRing
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady
 from service.job_webhooks import JobWebhooks
+from service.jobs import FailureReason
 from service.limits.base import Limiter
 from service.limits.memory import MemoryLimiter
 from service.principal import Allowance, Principal
@@ -26,6 +28,7 @@ from service.webhooks.delivery import Webhooks
 NOT_READY_RETRY_S = 2.0
 # Long enough for a supervisor to have started the next process.
 DRAINING_RETRY_S = 5.0
+_ANSWERED_S = 0.02
 
 
 class Phase(StrEnum):
@@ -62,9 +65,24 @@ class Readiness:
             raise Draining(self.reason, retry_after_s=DRAINING_RETRY_S)
 
 
-@dataclass(frozen=True)
+async def sweep(broker: Broker, telemetry: Telemetry) -> None:
+    """End what is overdue, and show how deep the queue is.
+
+    Raises:
+        QueueUnavailable: it cannot be reached.
+    """
+    depth = await broker.sweep()
+    telemetry.queue_depth.set(depth.num_jobs)
+    telemetry.queue_oldest_age.set(depth.oldest_age_s)
+    telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
+
+
+@dataclass
 class AppContext:
-    """The parts of one process, as `app.state.context`."""
+    """The parts of one process, as `app.state.context`.
+
+    `limits` is replaced when a bundle is; a request keeps what it was checked against.
+    """
 
     settings: Settings
     limits: ModelLimits
@@ -112,6 +130,16 @@ class AppContext:
     def streams(self) -> set[object]:
         """The event streams that are open."""
         return set()
+
+    @cached_property
+    def waiting(self) -> set[object]:
+        """Requests whose senders wait for pictures."""
+        return set()
+
+    async def all_answered(self) -> None:
+        """Return when nobody waits for pictures; jobs go on without this process."""
+        while self.waiting:
+            await asyncio.sleep(_ANSWERED_S)
 
     @cached_property
     def connections(self) -> set[object]:

@@ -46,6 +46,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
     either: set[asyncio.Future[Any]] = {everything, departure}
     # Who joins a job that may take longer waits no longer than for one of its own.
     patience_s = min(jobs[0].deadline_s - context.broker.now_s(), context.settings.deadline_s)
+    context.waiting.add(departure)
     try:
         await asyncio.wait(either, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
@@ -60,6 +61,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
         return outcomes
     finally:
         departure.cancel()
+        context.waiting.discard(departure)
         # Also on the way out of a torn-down handler: what nobody waits for must not run.
         if not everything.done() and not accepted.is_shared:
             num_queued = await context.broker.cancel([job.id for job in jobs])

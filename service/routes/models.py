@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from service.errors import NotFound
 from service.routes.access import check_model, principal_of
 from service.routes.context import AppContext
+from service.schemas import ModelLimits
 
 router = APIRouter(tags=["models"])
 
@@ -16,23 +17,25 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """List what the sender may use, with its sizes, steps, prompt limits and examples."""
-    model = _describe(request)
-    models = [model] if principal_of(request).may_use(model["id"]) else []
+    limits = cast(AppContext, request.app.state.context).limits
+    principal = principal_of(request)
+    models = [_describe(one) for one in limits.all if principal.may_use(one.name)]
     return {"object": "list", "data": models}
 
 
 @router.get("/v1/models/{name}")
 async def read_model(name: str, request: Request) -> dict[str, Any]:
-    """The served model under its own name."""
-    model = _describe(request)
-    if name != model["id"]:
-        raise NotFound("no such model", field="model", allowed=[model["id"]])
-    check_model(principal_of(request), name)
-    return model
-
-
-def _describe(request: Request) -> dict[str, Any]:
+    """One of the served models."""
     limits = cast(AppContext, request.app.state.context).limits
+    for one in limits.all:
+        if one.name == name:
+            check_model(principal_of(request), name)
+            return _describe(one)
+    allowed = [one.name for one in limits.all]
+    raise NotFound("no such model", field="model", allowed=allowed)
+
+
+def _describe(limits: ModelLimits) -> dict[str, Any]:
     return {
         "id": limits.name,
         "object": "model",

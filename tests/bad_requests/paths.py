@@ -84,7 +84,7 @@ _NOWHERE = (
     *("/v1/generate%20", "/v1/generate%00", "/%76%31/generate/x", "/generate", "/admin", "/.env"),
     *("/.git/config", "/wp-login.php", "/playground", "/models/emoji/model.json", "/favicon.ico"),
     *("/v1/images", "/v1/images/", "/v1/images/edits/x", "/v1/models/", "/livez/", "/metrics/"),
-    *("/service/settings.py", "/docs/x", "/openapi.yaml", "/*", "/%", "/%ff%fe"),
+    *("/service/settings.py", "/openapi.yaml", "/*", "/%", "/%ff%fe"),
 )
 _REDIRECTS = [
     BadRequest(
@@ -104,6 +104,9 @@ ROWS = {
         for path, methods in _METHODS.items()
         for method in methods
     ],
-    "nowhere": [BadRequest(path, 404, path=path, body=b"{}") for path in _NOWHERE],
+    "nowhere": [
+        *(BadRequest(path, 404, path=path, body=b"{}") for path in _NOWHERE),
+        BadRequest("/docs/x", 404, method="GET", path="/docs/x"),
+    ],
     "redirects": _REDIRECTS,
 }

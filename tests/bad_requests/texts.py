@@ -80,6 +80,7 @@ _OTHER_TYPES = [
     ),
     BadRequest(
         "a multipart form",
+        path=IMAGES,
         headers={"Content-Type": "multipart/form-data; boundary=b"},
         body=_MULTIPART,
     ),
@@ -99,15 +100,35 @@ _OTHER_TYPES = [
         "MessagePack", headers={"Content-Type": "application/msgpack"}, body=b"\x81\xa1a\x01"
     ),
 ]
-_TOO_LARGE = [
-    BadRequest(f"{name}, {path}", 413, "body", path=path, body=body)
-    for path in (GENERATE, IMAGES)
+# A path that takes pictures allows eight megabytes, any other 64 KiB.
+_MANY = 2**20
+_MANY_VALUES = [
+    BadRequest(f"{name}, {path}", path=path, body=body)
+    for path, num in ((GENERATE, _MANY), (IMAGES, 15_000))
     for name, body in {
-        "one byte": b" " * 65537,
-        "a long prompt": b'{"prompt": "' + b"a" * 100_000 + b'"}',
-        "a megabyte": b"x" * 2**20,
-        "a bomb of zeros": gzip.compress(bytes(2**26)) * 2,
+        "lists": b"[" + b"[]," * num + b"[]]",
+        "objects": b'{"prompt": [' + b"{}," * num + b"{}]}",
+        "one name": b'{"prompt": "a", ' + b'"":1,' * (num // 2) + b'"":1}',
+        "names": b"{" + b",".join(b'"%d":1' % index for index in range(num // 3)) + b"}",
+        "numbers in a field": b'{"prompt": "a", "seed": [' + b"1," * num + b"1]}",
     }.items()
+]
+_TOO_LARGE = [
+    *(
+        BadRequest(f"{name}, {IMAGES}", 413, "body", path=IMAGES, body=body)
+        for name, body in {
+            "one byte": b" " * 65537,
+            "a long prompt": b'{"prompt": "' + b"a" * 100_000 + b'"}',
+            "a megabyte": b"x" * 2**20,
+            "a bomb of zeros": gzip.compress(bytes(2**26)) * 2,
+        }.items()
+    ),
+    BadRequest(f"one byte, {GENERATE}", 413, "body", body=b" " * (2**23 + 1)),
+]
+_LARGE_PROMPT = [
+    BadRequest("a prompt of a megabyte", field="prompt", body=b'{"prompt": "%b"}' % (b"a" * 2**20)),
+    BadRequest("a seed of a megabyte", body=b'{"prompt": "a", "seed": %b}' % (b"1" * 2**20)),
+    BadRequest("a megabyte of noise", body=bytes(range(256)) * 2**12),
 ]
 
 ROWS = {
@@ -116,5 +137,7 @@ ROWS = {
     "no object": json_rows(GENERATE, _NO_OBJECT),
     "no object (images)": json_rows(IMAGES, _NO_OBJECT),
     "other types of content": _OTHER_TYPES,
+    "too many values": _MANY_VALUES,
+    "large and allowed to be": _LARGE_PROMPT,
     "too large": _TOO_LARGE,
 }

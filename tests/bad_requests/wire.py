@@ -7,6 +7,9 @@ from bad_requests.row import BadRequest
 _POST = b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\n"
 _GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
+# The path that takes no picture takes the smaller bodies.
+_POST_SMALL = _POST.replace(b"/v1/generate", b"/v1/images/generations")
+_CHUNKED_SMALL = _POST_SMALL + b"Transfer-Encoding: chunked\r\n\r\n"
 _LARGE_CHUNK = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
 
 _REQUEST_LINES = {
@@ -79,11 +82,12 @@ _CHUNKS = {
     "a line feed for a size's end": _CHUNKED + b"2\n{}\n0\n\n",
 }
 _TOO_LARGE = {
-    "announced": _POST + b"Content-Length: 65537\r\n\r\n",
-    "ten gigabytes announced": _POST + b"Content-Length: 10000000000\r\n\r\n",
-    "announced, with a question": _POST + b"Expect: 100-continue\r\nContent-Length: 99999\r\n\r\n",
-    "chunks without end": _CHUNKED + _LARGE_CHUNK * 64,
-    "tiny chunks": _CHUNKED + b"1\r\n \r\n" * 70_000,
+    "announced": _POST_SMALL + b"Content-Length: 65537\r\n\r\n",
+    "ten gigabytes announced": _POST_SMALL + b"Content-Length: 10000000000\r\n\r\n",
+    "announced, with a question": _POST_SMALL
+    + b"Expect: 100-continue\r\nContent-Length: 99999\r\n\r\n",
+    "chunks without end": _CHUNKED_SMALL + _LARGE_CHUNK * 64,
+    "tiny chunks": _CHUNKED_SMALL + b"1\r\n \r\n" * 70_000,
 }
 _HEADS = {
     "one header": _GET + b"X-A: " + b"a" * 40_000 + b"\r\n\r\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.e2e.conftest import opened
 from tests.e2e.playground_page import (
@@ -137,3 +137,24 @@ def test_after_a_silence_the_next_wish_connects_again(watched: Page, line: Line)
     watched.locator("#prompt").fill("rocket")
     wait_for_picture(watched, "rocket")
     expect(watched.locator("#channel")).to_have_text("Live")
+
+
+def test_a_late_answer_by_request_is_not_shown_over_a_newer_picture(
+    watched: Page, line: Line
+) -> None:
+    assert line.socket is not None
+    line.is_cut = True
+    line.socket.close(code=1011)
+    expect(watched.locator("#channel")).to_have_text("HTTP")
+    held: list[Route] = []
+    watched.route(GENERATE, lambda route: held.append(route))
+    watched.locator("#prompt").fill("rocket")
+    line.is_cut = False
+    expect(watched.locator("#channel")).to_have_text("Live")
+    record_alts(watched)
+    watched.locator("#prompt").fill("cat face")
+    wait_for_picture(watched, "cat face")
+    with watched.expect_response(GENERATE):
+        held[0].continue_()
+    watched.wait_for_timeout(300)
+    assert watched.evaluate("window.shownPrompts") == ["cat face"]

@@ -498,6 +498,16 @@ async def test_jobs_of_a_worker_that_died_come_out_singly_elsewhere(shared: Stan
         assert isinstance(await _within(future), JobDone)
 
 
+async def test_handing_back_is_no_failed_delivery(shared: Stand) -> None:
+    await shared.api.put([_shared_job(shared)])
+    for _ in range(MAX_DELIVERIES):
+        await shared.worker.hand_back(await _take(shared.worker))
+    await _take(shared.worker)
+    # Its worker dies now: it has two more tries.
+    (delivery,) = await _take_after_lease(shared.worker)
+    assert await shared.worker.reply(delivery, _done(delivery.job))
+
+
 async def test_a_lease_that_is_renewed_is_not_taken_away(shared: Stand) -> None:
     await shared.api.put([_shared_job(shared)])
     deliveries = await _take(shared.worker)
@@ -574,7 +584,7 @@ async def test_jobs_that_the_server_lost_are_reported(shared: Stand) -> None:
 
 
 async def test_what_is_over_leaves_no_entry_behind(shared: Stand) -> None:
-    jobs = [_shared_job(shared) for _ in range(3)]
+    jobs = [_shared_job(shared, image=b"rgb") for _ in range(3)]
     futures = await shared.api.put(jobs)
     await shared.api.cancel([jobs[0].id])
     for delivery in await _take(shared.worker):
@@ -582,6 +592,7 @@ async def test_what_is_over_leaves_no_entry_behind(shared: Stand) -> None:
     for future in futures:
         await _within(future)
     assert await shared.leftovers() == []
+    assert not await shared.fields_of_jobs("image")
 
 
 async def test_what_is_not_kept_of_a_known_request_is_lost_and_the_rest_is_there(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from realtime_client import RealtimeClient, connected
 from service_stack import PNG, Stack, listening, pixels, running
 
 from engines.pipeline import Pipeline
+from service.errors import QueueFull
+from service.jobs import Job, JobOutcome
 from service.routes.context import Phase
 
 
@@ -87,7 +89,7 @@ async def test_the_newest_prompt_wins_and_one_is_in_flight(
     for index in range(1, 10):
         await client.ask(f"typed {index}", id=index)
     await messages_reach(stack, "stale", 8)
-    assert (await stack.broker.depth()).num_jobs == 1
+    assert (await stack.broker.sweep()).num_jobs == 1
     stack.pipeline.gate.set()
     ids = [(await client.receive())[0]["id"] for _ in range(2)]
     assert ids == [0, 9], "what is in flight shows that the page follows, then only the newest"
@@ -175,6 +177,33 @@ async def test_a_full_queue_keeps_the_newest_prompt_and_tells_of_it_once(
         assert stack.pipeline.prompts == ["holding", "newer"]
         assert stack.metric("t2i_realtime_messages_total", outcome="stale") == 1
         assert stack.metric("t2i_realtime_messages_total", outcome="delayed") == 2
+
+
+async def test_a_wish_that_meets_a_full_queue_makes_way_for_a_newer_one(
+    client: RealtimeClient, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = stack.broker.put
+    is_asked, has_come = asyncio.Event(), asyncio.Event()
+
+    async def full_at_first(jobs: Sequence[Job]) -> list[asyncio.Future[JobOutcome]]:
+        """A queue elsewhere, that answers only when something newer has come."""
+        if is_asked.is_set():
+            return await put(jobs)
+        is_asked.set()
+        await has_come.wait()
+        raise QueueFull("full", retry_after_s=0.02)
+
+    monkeypatch.setattr(stack.broker, "put", full_at_first)
+    await client.ask("early", id=1)
+    await is_asked.wait()
+    await client.ask("newer", id=2)
+    # The server answers pings itself; the message before this one has reached the connection.
+    await (await client.socket.ping())
+    await asyncio.sleep(0.05)
+    has_come.set()
+    header, _ = await client.receive()
+    assert header["id"] == 2, header
+    assert stack.metric("t2i_realtime_messages_total", outcome="stale") == 1
 
 
 async def test_a_missed_deadline_is_told(bundle: Path, pipeline: Pipeline) -> None:

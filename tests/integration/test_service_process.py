@@ -47,7 +47,7 @@ sys.exit(main())
 def service(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One process that the tests which do not stop it share."""
     folder = tmp_path_factory.mktemp("service")
-    with running_service(bundle, folder, max_body_bytes=4096) as service:
+    with running_service(bundle, folder, max_body_bytes=4096, max_upload_bytes=4096) as service:
         yield service
 
 

@@ -16,7 +16,7 @@ from service_process import running_service, service_environment
 from engines.errors import BundleError
 from engines.spec import STAGES, ModelSpec
 from engines.verdicts import Verdict, Verdicts, fingerprint, package_versions
-from service.__main__ import load_limits
+from service.processes.models import load_limits
 
 
 def _fails_to_start(*arguments: str, **settings: object) -> str:

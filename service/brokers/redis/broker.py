@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery
 from service.brokers import keys
@@ -39,6 +39,9 @@ from service.jobs import (
     state_of,
 )
 from service.telemetry import log_event
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 # A reply takes milliseconds: who has waited longer is worth a look at the truth.
 _ASK_AFTER_S = 0.5
@@ -100,6 +103,11 @@ class RedisBroker:
         if self._readers:
             await asyncio.wait(self._readers.values(), timeout=2 * BLOCK_MS / 1000)
         await self._connection.close()
+
+    @property
+    def client(self) -> Redis:
+        """The connections that commands go through, for others who keep something on the server."""
+        return self._connection.client
 
     def now_s(self) -> float:
         """The server's clock: it is the same for every process."""
@@ -217,6 +225,9 @@ class RedisBroker:
 
     async def take(self, want: Want, *, wait: bool) -> Taken | None:
         """Hand out the next batch of one of the models, which take turns."""
+        if want.is_whole_only:
+            # Taken ahead, jobs would wait here while another worker may be idle.
+            return Taken(None)
         if "news" not in self._readers:
             self._readers["news"] = asyncio.create_task(self._read_news(want.models))
         while not self._is_closed:

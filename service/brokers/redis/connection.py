@@ -1,8 +1,8 @@
 """The connection to Redis: scripts, the server's clock, and what happens while it is away.
 
-Owns the only imports of redis and the translation of its errors. A command has a second; after one
-that failed, others are refused for a moment without being tried, so that a server that hangs costs
-nobody more than that second. Knows nothing of jobs.
+Owns the only imports of redis and the translation of its errors. A command has a second and a half;
+after one that failed, others are refused for a moment without being tried, so that a server that
+hangs costs nobody more than that. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.errors import QueueUnavailable, StartError
 from service.telemetry import log_event
 
 T = TypeVar("T")
-_COMMAND_S = 1.0
+_COMMAND_S = 1.5
 # After a failed command: long enough to spare a server that starts, short enough to be noticed.
 _REFUSE_S = 0.5
 _RETRY_AFTER_S = 1.0
@@ -44,10 +44,10 @@ class RedisConnection:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client = self._connect(_COMMAND_S)
+        self.client = self._connect(_COMMAND_S)
         # Blocking reads have connections of their own, so that they hold up no command.
         self._reader = self._connect(BLOCK_MS / 1000 + 4 * _COMMAND_S)
-        self._scripts = {name: self._client.register_script(_source(name)) for name in _SCRIPTS}
+        self._scripts = {name: self.client.register_script(_source(name)) for name in _SCRIPTS}
         self._refused_until_s = 0.0
         self._offset_s = 0.0
         self._is_memory_full = False
@@ -86,7 +86,7 @@ class RedisConnection:
             raise _unavailable("the queue cannot be reached")
         try:
             async with asyncio.timeout(_COMMAND_S):
-                return await call(self._client)
+                return await call(self.client)
         except OutOfMemoryError:
             raise _unavailable("the queue has no room") from None
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError) as error:
@@ -168,8 +168,8 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
         await self._reader.aclose()
         await self._reader.connection_pool.disconnect()
 

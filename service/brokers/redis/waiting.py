@@ -29,9 +29,6 @@ class Waiters:
     def __init__(self) -> None:
         self._waited: dict[str, Waited] = {}
 
-    def __len__(self) -> int:
-        return len(self._waited)
-
     def add(self, job_id: str, model: str) -> asyncio.Future[JobOutcome]:
         """A future for a job's end."""
         waited = self._waited.setdefault(job_id, Waited(job_id, model))

@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from engines.bench.machine import describe_machine
+from engines.bench.machine import describe_machine, load_average
 from tests.bench.overhead.engine import PACES, encode_jpeg, texture_HWC
 from tests.bench.overhead.report import print_report
 from tests.bench.overhead.rounds import CELLS, FULL, QUICK, Bench, Effort
@@ -52,6 +52,7 @@ def main() -> int:
 
 def measure(effort: Effort, servers: list[Server]) -> dict[str, Any]:
     """The whole report, JSON-ready."""
+    load_before = load_average()[0]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), effort, lambda text: print(text, file=sys.stderr, flush=True))
         client = bench.client()
@@ -61,6 +62,7 @@ def measure(effort: Effort, servers: list[Server]) -> dict[str, Any]:
     return {
         "machine": describe_machine(None) | {"lscpu": _lscpu(), "node": platform.release()},
         "versions": {name: metadata.version(name) for name in _PACKAGES if _is_installed(name)},
+        "load_average": load_before,
         "effort": asdict(effort),
         "paces_ms": {name: pace._asdict() for name, pace in PACES.items()},
         "picture_bytes": len(encode_jpeg(texture_HWC(0))),

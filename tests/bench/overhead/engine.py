@@ -42,6 +42,11 @@ class Pace(NamedTuple):
         """The time that a batch sleeps."""
         return self.base_ms + num_images * self.per_image_ms
 
+    @property
+    def images_per_s(self) -> float:
+        """In full batches, if sleep were exact."""
+        return 1000 * MAX_BATCH_SIZE / self.batch_ms(MAX_BATCH_SIZE)
+
 
 NO_OP = Pace(0.0, 0.0)
 # In pictures per second at batch 8: about 306 and 879.

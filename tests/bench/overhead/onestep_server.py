@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import service.__main__ as command
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.pipeline import Generated, Pipeline
+from service import __main__ as command
+from service.processes import models
 from service.schemas import ModelLimits
 from tests.bench.overhead.engine import SIZE_PX, Engine, encode_jpeg, texture_HWC
 
@@ -34,7 +38,15 @@ class EmulatedPipeline:
         """Nothing to warm."""
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, width: int, height: int, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        steps: int,
+        images_BHWC: NDArray[np.uint8] | None = None,
+        strength: float = 0.5,
     ) -> Generated:
         """Sleep as long as the batch takes."""
         return Generated(self._engine.draw(len(seeds), seeds[0]), {"draw": 0.0})
@@ -42,7 +54,7 @@ class EmulatedPipeline:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    load_limits = command.load_limits
+    load_limits = models.load_limits
 
     def load_limits_of_size(bundle: Path) -> ModelLimits:
         # The bundle's own tokenizer goes on counting: that is part of a request's work.
@@ -52,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         return EmulatedPipeline(Engine.from_environment())
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(command, "load_limits", load_limits_of_size))
+        stack.enter_context(patch.object(models, "load_limits", load_limits_of_size))
         stack.enter_context(patch.object(Pipeline, "load", load_pipeline))
         if PREPARED in arguments:
             picture = encode_jpeg(texture_HWC(0))

@@ -10,6 +10,9 @@ from tests.bench.overhead.engine import PACES
 from tests.bench.overhead.rounds import NUM_AT_ONCE
 from tests.bench.overhead.verdicts import POISSON, SINGLE, Rounds
 
+# Of the last minute, before anything is started.
+QUIET_LOAD = 0.5
+
 
 def print_report(report: dict[str, Any]) -> None:
     """Everything, in the order in which it is best read."""
@@ -26,8 +29,10 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"pictures of 512 px, {report['picture_bytes'] / 1000:.0f} kB as JPEG; largest batch 8"
     yield f"medians of {len(rounds.kept)} rounds; {num_discarded} discarded"
     if not rounds.kept:
-        yield "In every round the engine's own speed changed: the machine was not quiet."
+        yield "In every round the engine alone was disturbed: the machine was not quiet."
         return
+    if (load := report["load_average"]) > QUIET_LOAD:
+        yield f"The load was {load} before the start: quote nothing from this run."
     yield ""
     yield from _servers(rounds)
     if report["typing"]:

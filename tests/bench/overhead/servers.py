@@ -99,20 +99,25 @@ def _wait(process: subprocess.Popen[bytes], server: Server, log: Path, port: int
         if port is None:
             said = re.search(r"(?:listening on |page +http://127\.0\.0\.1:)(\d+)", log.read_text())
             port = int(said[1]) if said else None
-        if port is not None and _draws("127.0.0.1", port, server.path):
-            return Address("127.0.0.1", port, server.path)
+        address = Address("127.0.0.1", port or 0, server.path)
+        status = _first_status(address) if port is not None else None
+        if status == 200:
+            return address
+        if status == 500:  # it will not get better
+            break
         time.sleep(0.05)
     raise RuntimeError(f"{server.name} did not start:\n{log.read_text()[-4000:]}")
 
 
-def _draws(host: str, port: int, path: str) -> bool:
-    _, _, body = request_bytes(path, 0).partition(b"\r\n\r\n")
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+def _first_status(address: Address) -> int | None:
+    """What a request for a picture is answered with; None while nobody listens."""
+    _, _, body = request_bytes(address.path, 0).partition(b"\r\n\r\n")
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
     try:
-        connection.request("POST", path, body, {"content-type": "application/json"})
-        return connection.getresponse().status == 200
+        connection.request("POST", address.path, body, {"content-type": "application/json"})
+        return connection.getresponse().status
     except OSError:
-        return False
+        return None
     finally:
         connection.close()
 

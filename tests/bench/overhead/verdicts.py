@@ -114,14 +114,9 @@ def verdicts(rounds: Rounds, client: dict[str, Any], typing: dict[str, Any]) -> 
         at_most("typing: p99 ms", Ratio(typing["p99_ms"], None, None), 400.0)
         at_most("typing: older after newer", Ratio(typing["num_stale"], None, None), 0)
     fastest = client[f"{NUM_AT_ONCE} clients"]["images_per_s"]
-    times = fastest / max(PACE_SPEEDS.values())
+    times = fastest / max(pace.images_per_s for pace in PACES.values())
     at_least("client: times the highest rate", Ratio(times, None, None), 3.0)
     return found
-
-
-PACE_SPEEDS = {
-    name: 1000 * MAX_BATCH_SIZE / pace.batch_ms(MAX_BATCH_SIZE) for name, pace in PACES.items()
-}
 
 
 def _median(values: Sequence[float]) -> Ratio:

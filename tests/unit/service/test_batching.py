@@ -84,6 +84,14 @@ def test_background_jobs_fill_what_is_left_and_overtake_when_they_have_waited() 
     assert waiting.next_jobs(3, MODELS) == background
 
 
+def test_a_whole_batch_or_none() -> None:
+    jobs = [make_job(owner=owner) for owner in "abc"]
+    waiting = _waiting([*jobs, make_job(key=OTHER_KEY, created_s=1.0)])
+    assert waiting.next_jobs(4, MODELS, is_whole_only=True) == []
+    assert len(waiting) == 4
+    assert waiting.next_jobs(3, MODELS, is_whole_only=True) == jobs
+
+
 def test_a_job_that_left_is_not_handed_out_and_one_put_back_comes_first() -> None:
     jobs = [make_job() for _ in range(3)]
     waiting = _waiting(jobs)

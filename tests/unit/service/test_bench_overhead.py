@@ -12,7 +12,7 @@ import pytest
 from tests.bench.overhead.client import Connection, Reply, request_bytes
 from tests.bench.overhead.engine import MAX_BATCH_SIZE, Dial, Pace
 from tests.bench.overhead.loads import Asked, Load, arrivals
-from tests.bench.overhead.rounds import NUM_AT_ONCE
+from tests.bench.overhead.rounds import NUM_AT_ONCE, is_disturbed
 from tests.bench.overhead.typing_load import Typing, Typist, read_frame
 from tests.bench.overhead.verdicts import Rounds, Verdict
 
@@ -186,6 +186,18 @@ def test_a_share_is_of_the_same_rounds_engine_and_of_kept_rounds_only() -> None:
     assert share.low is not None and share.high is not None
     assert 290 / 300 <= share.low <= share.value <= share.high <= 295 / 300
     assert rounds.best_litserve("306/s") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_discarded"),
+    [(880, 870, False), (880, 840, True), (840, 880, True)],
+)
+def test_a_round_is_discarded_when_the_engine_alone_was_disturbed(
+    before: float, after: float, is_discarded: bool
+) -> None:
+    """It sleeps 9 ms for eight pictures: 889 per second at most."""
+    others = {"306/s": 305.0}
+    assert is_disturbed({"879/s": before} | others, {"879/s": after} | others) is is_discarded
 
 
 @pytest.mark.parametrize(

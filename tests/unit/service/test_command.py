@@ -11,24 +11,25 @@ import socket
 import pytest
 from service_fixtures import make_limits
 
-from service.__main__ import EXIT_FAILED, _announce, _drain
-from service.settings import load_settings
+from service.processes.life import EXIT_FAILED, drain
+from service.processes.serve import announce
+from service.processes.sockets import address_of
 
 
 async def test_a_drain_that_finishes_is_a_success() -> None:
-    assert await _drain(asyncio.create_task(asyncio.sleep(0)), timeout_s=5) == 0
+    assert await drain(asyncio.create_task(asyncio.sleep(0)), timeout_s=5) == 0
 
 
 async def test_a_worker_that_failed_is_a_failure() -> None:
     async def fail() -> None:
         raise RuntimeError("worker")
 
-    assert await _drain(asyncio.create_task(fail()), timeout_s=5) == EXIT_FAILED
+    assert await drain(asyncio.create_task(fail()), timeout_s=5) == EXIT_FAILED
 
 
 async def test_a_drain_that_hangs_is_given_up() -> None:
     working = asyncio.create_task(asyncio.sleep(60))
-    assert await _drain(working, timeout_s=0.01) == EXIT_FAILED
+    assert await drain(working, timeout_s=0.01) == EXIT_FAILED
     working.cancel()
 
 
@@ -41,7 +42,7 @@ def test_the_printed_address_can_be_opened(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        _announce(load_settings(host=host), make_limits(), listener)
+        announce(make_limits(), address_of(listener, host))
     assert f"page  http://{shown}:{port}/\n" in capsys.readouterr().out
 
 
@@ -49,8 +50,7 @@ def test_the_printed_prompt_fits_the_model_and_the_shell(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     examples = ("far too many words for a model like this", "a bird's nest", 'a "q"', "a red heart")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        _announce(load_settings(), make_limits(examples=examples), listener)
+    announce(make_limits(examples=examples), "http://127.0.0.1:8000")
     printed = re.search(r"curl +(curl .*)\n", capsys.readouterr().out)
     assert printed is not None
     arguments = shlex.split(printed[1])

@@ -14,6 +14,7 @@ from service_fixtures import SIZE_PX, make_limits
 
 from engines.noise import MAX_SEED as NOISE_MAX_SEED
 from service.errors import InvalidRequest
+from service.realtime_wire import read_wish
 from service.schemas import MAX_SEED, GenerateRequest, parse_generation
 
 LIMITS = make_limits()
@@ -156,3 +157,35 @@ def test_any_bytes_are_either_drawn_or_refused(body: bytes) -> None:
         parse_generation(body, LIMITS)
     except InvalidRequest:
         pass
+
+
+@pytest.mark.parametrize("char", [*"\x00\x08\x0b\x1b\x7f"])
+def test_control_characters_are_refused_in_a_prompt(char: str) -> None:
+    body = orjson.dumps({"prompt": f"a{char}b"})
+    with pytest.raises(InvalidRequest, match="control") as caught:
+        parse_generation(body, make_limits())
+    assert caught.value.field == "prompt"
+
+
+def test_a_prompt_may_have_lines_and_tabs() -> None:
+    prompt = "a\tred\r\nheart"
+    assert parse_generation(orjson.dumps({"prompt": prompt}), make_limits()).prompt == prompt
+
+
+@pytest.mark.parametrize("item", [b"[]", b"1", b"{}", b'"a"'])
+def test_very_many_values_are_refused_before_they_are_parsed(item: bytes) -> None:
+    few, many = (b'{"prompt": [%b]}' % b",".join([item] * num) for num in (1000, 5000))
+    for body, field in ((few, "prompt"), (many, None)):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_generation(body, make_limits())
+        assert caught.value.field == field
+
+
+def test_a_long_text_is_not_many_values() -> None:
+    body = b'{"prompt": "a", "image": "data:image/png;base64,%b"}' % (b"A" * 2**20)
+    assert parse_generation(body, make_limits()).prompt == "a"
+
+
+def test_a_message_of_very_many_values_is_refused_too() -> None:
+    with pytest.raises(InvalidRequest, match="too many"):
+        read_wish(orjson.dumps({"prompt": "a", "x": [[]] * 5000}).decode(), seed=1)

@@ -21,7 +21,7 @@ def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONESTEP_PORT", "9001")
     monkeypatch.setenv("ONESTEP_MODEL", "some/where")
     assert load_settings().port == 9001
-    assert load_settings().model == Path("some/where")
+    assert load_settings().model == (Path("some/where"),)
     assert load_settings(port=9002, model=None).port == 9002
 
 

@@ -1,0 +1,1 @@
+"""The processes that the command starts: all in one, the API alone, a worker alone."""

@@ -1,0 +1,82 @@
+"""What every process does between its start and its end.
+
+Owns signals, the regular sweep of the queue and the drain. Knows the broker's protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+from service.brokers.base import Broker
+from service.errors import QueueUnavailable
+from service.routes.context import sweep
+from service.telemetry import Telemetry, log_event
+
+EXIT_FAILED = 1
+SWEEP_S = 1.0
+
+
+def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists (it has no Windows build), else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+def on_signals(stop: asyncio.Event) -> None:
+    """The first signal asks for a drain, a second one ends the process at once."""
+
+    def handle(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle, number)
+
+
+@contextlib.asynccontextmanager
+async def background(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Let tasks run until the end of the block."""
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def sweep_forever(
+    broker: Broker, telemetry: Telemetry, note: Callable[[QueueUnavailable | None], None]
+) -> None:
+    """Sweep the queue every second, and say whether it could be reached."""
+    while True:
+        try:
+            await sweep(broker, telemetry)
+        except QueueUnavailable as error:
+            note(error)
+        else:
+            note(None)
+        await asyncio.sleep(SWEEP_S)
+
+
+async def drain(working: asyncio.Task[None], timeout_s: float) -> int:
+    """Wait until everything in hand has been delivered; returns the exit status."""
+    log_event("draining")
+    await asyncio.wait({working}, timeout=timeout_s)
+    if not working.done():
+        log_event("drain_timed_out", level=logging.ERROR, timeout_s=timeout_s)
+        return EXIT_FAILED
+    if (error := working.exception()) is not None:
+        log_event("worker_failed", level=logging.ERROR, exc=error)
+        return EXIT_FAILED
+    log_event("drained")
+    return 0
