@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(default=3, ge=1, description="then a job fails for good")
     max_run_s: float = Field(default=60.0, gt=0, description="a longer run of the engine hangs")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
+    job_deadline_s: float = Field(
+        default=600.0, gt=0, le=86400, description="the same of jobs that nobody waits for"
+    )
     body_timeout_s: float = Field(default=20.0, gt=0, description="for a body to arrive")
     max_body_bytes: int = Field(default=65536, ge=1024, description="where no picture may come")
     max_upload_bytes: int = Field(default=2**23, ge=1024, description="of a body with a picture")
@@ -80,6 +83,9 @@ class Settings(BaseSettings):
     )
     max_kept_bytes: int = Field(
         default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
+    )
+    max_event_streams: int = Field(
+        default=1000, ge=0, description="clients that follow a job at a time; 0 offers none"
     )
     webhooks: bool = Field(default=False, description="tell another service how a job ended")
     webhook_secrets: _Secrets = Field(

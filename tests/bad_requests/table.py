@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bad_requests import fields, paths, pictures, texts, wire
+from bad_requests import fields, jobs, paths, pictures, texts, wire
 from bad_requests.row import BadRequest
 
 TABLE: dict[str, list[BadRequest]] = {
@@ -10,6 +10,7 @@ TABLE: dict[str, list[BadRequest]] = {
     **texts.ROWS,
     **paths.ROWS,
     **pictures.ROWS,
+    **jobs.ROWS,
     **wire.ROWS,
 }
 NUM_ROWS = sum(map(len, TABLE.values()))

@@ -593,3 +593,53 @@ async def test_what_is_over_leaves_no_entry_behind(shared: Stand) -> None:
         await _within(future)
     assert await shared.leftovers() == []
     assert not await shared.fields_of_jobs("image")
+
+
+async def test_what_is_not_kept_of_a_known_request_is_lost_and_the_rest_is_there(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    jobs = [
+        make_job(id=job_id("partly", index), num_images=2, digest="d", keep_s=keep_s)
+        for index, keep_s in enumerate((60.0, 0.0))
+    ]
+    futures = await broker.put(jobs)
+    for delivery in await _take(worker):
+        await worker.reply(delivery, _done(delivery.job))
+    assert [await _within(future) for future in futures] == [_done(job) for job in jobs]
+    await broker.sweep()
+    again = await broker.put(jobs)
+    outcomes = [await _within(future) for future in again]
+    assert outcomes == [_done(jobs[0]), JobFailed(jobs[1].id, FailureReason.LOST)]
+
+
+async def test_records_come_without_their_pictures_where_nobody_wants_them(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    job = make_job(keep_s=60)
+    await broker.put([job])
+    (delivery,) = await _take(worker)
+    await worker.reply(delivery, _done(job))
+    (record,) = await broker.find([job.id], with_pictures=False)
+    assert record is not None and record.state is JobState.SUCCEEDED
+    assert isinstance(record.outcome, JobDone) and record.outcome.seed == job.seed
+
+
+async def test_a_webhook_is_held_by_one_until_it_lets_go_or_is_done(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    await broker.put([make_job(id=job_id("plain", 0))])
+    jobs = [make_job(id=job_id("hooked", i), num_images=2, webhook="https://x.io/") for i in (0, 1)]
+    await broker.put(jobs)
+    assert (await _take(worker))[-1].job.webhook == "https://x.io/"
+    assert await broker.hold_webhooks([], 0.3, 0) == []
+    assert await broker.hold_webhooks([], 0.3, 10) == ["hooked"]
+    assert await worker.hold_webhooks([], 0.3, 10) == []
+    await asyncio.sleep(0.2)
+    assert await broker.hold_webhooks(["hooked", "unheard-of"], 0.3, 10) == []
+    await asyncio.sleep(0.2)
+    assert await worker.hold_webhooks([], 0.3, 10) == []  # it was renewed
+    await asyncio.sleep(0.2)
+    assert await worker.hold_webhooks([], 0.3, 10) == ["hooked"]
+    await worker.drop_webhook("hooked")
+    await asyncio.sleep(0.4)
+    assert await broker.hold_webhooks(["hooked"], 0.3, 10) == []

@@ -34,9 +34,9 @@ _MAX_CONNECTIONS = 32
 BLOCK_MS = 1000
 _OLDEST_VERSION = (7, 0)
 _FULL_MEMORY = 0.75
-_SCRIPTS = ("put", "watch", "cancel", "take", "renew", "finish", "hand_back", "sweep")
+_SCRIPTS = ("put", "watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold")
 # Ending what is open must go on when memory is full: it is what makes room again.
-_ALLOWED_WHEN_FULL = {"watch", "cancel", "take", "renew", "finish", "hand_back", "sweep"}
+_ALLOWED_WHEN_FULL = {"watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold"}
 
 
 class RedisConnection:
@@ -139,6 +139,14 @@ class RedisConnection:
             lambda client: client.zrange(key, 0, num - 1, desc=True, withscores=True)
         )
         return [(member, score) for member, score in found]
+
+    async def drop(self, key: str, member: str) -> None:
+        """Take a member out of a sorted set.
+
+        Raises:
+            QueueUnavailable: as `run`.
+        """
+        await self.run(lambda client: client.zrem(key, member))
 
     async def check(self) -> None:
         """Compare clocks, look at the server's version and memory.
