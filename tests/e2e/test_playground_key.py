@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from keys_fixtures import bearer, make_key, write_keys
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, WebSocket, expect
 from service_process import ServiceProcess, running_service
 
 from tests.e2e.conftest import refuse
@@ -184,6 +184,18 @@ def test_what_is_wrong_with_a_key_is_said_by_the_field(page: Page, locked: Locke
     expect(field).to_have_attribute("aria-invalid", "false")
     enter(page, f"  {locked.key}\n")
     wait_for_picture(page, PROMPTS[0])
+
+
+def test_a_key_is_stored_once_the_service_has_taken_it(page: Page, locked: Locked) -> None:
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    with page.expect_request("**/v1/models") as asking:
+        enter(page, locked.key)
+    assert asking.value.headers["authorization"] == f"Bearer {locked.key}"
+    assert stored(page) is None
+    held[0].continue_()
+    wait_for_picture(page, PROMPTS[0])
+    assert stored(page) == locked.key
 
 
 def test_a_reload_keeps_the_key_and_another_tab_has_none(
