@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import StartError
 
 ENV_PREFIX = "ONESTEP_"
+# What clients on the same machine keep their key in; the copied commands of the page name it.
+_CLIENTS_NAMES = frozenset({f"{ENV_PREFIX}API_KEY"})
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
@@ -132,7 +134,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known | _CLIENTS_NAMES:
             raise StartError(f"{name}: no such setting; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
