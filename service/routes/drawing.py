@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,6 +128,9 @@ async def wait_for(
     """Wait for every picture, the deadline or the client's departure, whichever is first."""
     # One future is everything by itself, and most requests are for one picture.
     everything: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
+    note_first = _first_picture(jobs[0].created_s, context)
+    for future in futures:
+        future.add_done_callback(note_first)
     departure = asyncio.create_task(_departure(receive))
     either: set[asyncio.Future[Any]] = {everything, departure}
     try:
@@ -152,6 +155,21 @@ async def wait_for(
             num_queued = await context.broker.cancel([job.id for job in jobs])
             context.telemetry.cancelled.labels("queued").inc(num_queued)
             everything.cancel()
+
+
+def _first_picture(
+    created_s: float, context: AppContext
+) -> Callable[[asyncio.Future[JobOutcome]], None]:
+    """Called with each outcome of a request, notes how long the first picture took."""
+    is_noted = False
+
+    def note(future: asyncio.Future[JobOutcome]) -> None:
+        nonlocal is_noted
+        if not is_noted and not future.cancelled() and isinstance(future.result(), JobDone):
+            is_noted = True
+            context.telemetry.first_image.observe(context.broker.now_s() - created_s)
+
+    return note
 
 
 async def _departure(receive: Receive) -> None:
