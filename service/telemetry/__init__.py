@@ -4,6 +4,7 @@ Knows nothing of HTTP, queue or engine.
 """
 
 from service.telemetry.engines import EngineFacts
+from service.telemetry.followed import FollowedCounter
 from service.telemetry.logs import (
     JsonFormatter,
     configure_logging,
@@ -18,6 +19,7 @@ __all__ = [
     "BATCH_BUCKETS",
     "SECONDS_BUCKETS",
     "EngineFacts",
+    "FollowedCounter",
     "JsonFormatter",
     "Telemetry",
     "configure_logging",

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 
 from service.errors import STATUS_TABLE
 from service.telemetry.engines import EngineCollector
 from service.telemetry.followed import FollowedCounter
+
+# When each series began is known to whoever scrapes it, and would be a series more.
+disable_created_metrics()
 
 # 1 ms to 60 s: fine where a one-step picture falls, and an edge at each promised time.
 SECONDS_BUCKETS = (
