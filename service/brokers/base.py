@@ -67,7 +67,6 @@ class QueueDepth:
         num_workers: alive; None where the worker is part of this process.
         heartbeat_age_s: since the last sign of life of the one that has been silent longest.
         counts: since the queue began.
-        store: of the server that keeps the queue; None where there is none.
     """
 
     num_jobs: int
@@ -76,7 +75,6 @@ class QueueDepth:
     num_workers: int | None = None
     heartbeat_age_s: float = 0.0
     counts: QueueCounts = field(default_factory=QueueCounts)
-    store: StoreHealth | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,14 @@ class Broker(Protocol):
     Raises:
         QueueUnavailable: from any call, when the queue lives elsewhere and cannot be reached.
     """
+
+    @property
+    def store(self) -> StoreHealth | None:
+        """How the server that keeps the queue stood when it last told; None where there is none.
+
+        A server that refuses to change anything still tells.
+        """
+        ...
 
     def now_s(self) -> float:
         """The clock that `Job.created_s` and `Job.deadline_s` are read on."""

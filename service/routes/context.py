@@ -72,6 +72,8 @@ async def sweep(broker: Broker, telemetry: Telemetry) -> None:
     except QueueUnavailable:
         telemetry.queue_up.set(0)
         raise
+    finally:
+        _show_store(broker, telemetry)
     telemetry.queue_up.set(1)
     telemetry.queue_depth.set(depth.num_jobs)
     telemetry.queue_oldest_age.set(depth.oldest_age_s)
@@ -81,10 +83,14 @@ async def sweep(broker: Broker, telemetry: Telemetry) -> None:
     telemetry.redelivered.reach(depth.counts.num_redelivered)
     telemetry.dead_letter.reach(depth.counts.num_dead)
     telemetry.late.reach(depth.counts.num_late)
-    if depth.store is not None:
-        telemetry.store_memory.labels("used").set(depth.store.used_bytes)
-        telemetry.store_memory.labels("max").set(depth.store.max_bytes)
-        telemetry.store_persists.set(depth.store.is_persistent)
+
+
+def _show_store(broker: Broker, telemetry: Telemetry) -> None:
+    store = broker.store
+    if store is not None:
+        telemetry.store_memory.labels("used").set(store.used_bytes)
+        telemetry.store_memory.labels("max").set(store.max_bytes)
+        telemetry.store_persists.set(store.is_persistent)
 
 
 @dataclass

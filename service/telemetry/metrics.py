@@ -23,7 +23,7 @@ from service.telemetry.engines import EngineCollector
 from service.telemetry.followed import FollowedCounter
 
 # When each series began is known to whoever scrapes it, and would be a series more.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 # 1 ms to 60 s: fine where a one-step picture falls, and an edge at each promised time.
 SECONDS_BUCKETS = (
@@ -78,7 +78,9 @@ class Telemetry:
 
     def _define_queue(self, group: _Group) -> None:
         """What every process sees of the queue: the same everywhere, so take its maximum."""
-        self.queue_up = group.gauge("queue_up", "1 when the queue answered the last look at it.")
+        self.queue_up = group.gauge("queue_up", "0 when the last look at the queue failed.")
+        # A model may load for minutes before the first look: that is no failure.
+        self.queue_up.set(1)
         self.queue_depth = group.gauge("queue_depth", "Accepted jobs without an outcome.")
         self.queue_oldest_age = group.gauge(
             "queue_oldest_age_seconds", "Age of the oldest open job."
@@ -150,6 +152,8 @@ class Telemetry:
             "or answered by a problem, by its code.",
             "outcome",
         )
+        for outcome in ("drawn", "stale", "delayed"):
+            self.realtime_messages.labels(outcome)
 
     def _define_worker(self, group: _Group) -> None:
         self.queue_wait = group.histogram(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery
 from service.brokers import keys
-from service.brokers.base import QueueCounts, QueueDepth, Taken, Want
+from service.brokers.base import QueueCounts, QueueDepth, StoreHealth, Taken, Want
 from service.brokers.codec import done_from_bytes, done_to_bytes, job_from_bytes, job_to_bytes
 from service.brokers.pace import Pace
 from service.brokers.redis.connection import BLOCK_MS, RedisConnection
@@ -108,6 +108,11 @@ class RedisBroker:
     def client(self) -> Redis:
         """The connections that commands go through, for others who keep something on the server."""
         return self._connection.client
+
+    @property
+    def store(self) -> StoreHealth | None:
+        """As of the last sweep that reached it."""
+        return self._connection.health
 
     def now_s(self) -> float:
         """The server's clock: it is the same for every process."""
@@ -300,7 +305,6 @@ class RedisBroker:
                 sum(depth.counts.num_dead for depth in depths),
                 sum(depth.counts.num_late for depth in depths),
             ),
-            store=self._connection.health,
         )
 
     async def _sweep_of(self, model: str) -> QueueDepth:

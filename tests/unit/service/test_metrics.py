@@ -111,6 +111,8 @@ class _Queue(MemoryBroker):
     """A queue that tells what it is told to."""
 
     depth: QueueDepth | None = None
+    # It tells that even when it refuses to change anything.
+    store = StoreHealth(5, 8, False)
 
     async def sweep(self) -> QueueDepth:
         if self.depth is None:
@@ -121,7 +123,11 @@ class _Queue(MemoryBroker):
 async def test_a_sweep_shows_workers_counts_and_the_server() -> None:
     telemetry, queue = Telemetry(is_worker=False), _Queue(10)
     value = telemetry.registry.get_sample_value
-    queue.depth = QueueDepth(3, 1.5, 0, 2, 0.25, QueueCounts(9, 9, 9), StoreHealth(5, 8, False))
+    with pytest.raises(QueueUnavailable):
+        await sweep(queue, telemetry)
+    assert value("onestep_redis_persists") == 0
+    assert value("onestep_redis_memory_bytes", {"kind": "max"}) == 8
+    queue.depth = QueueDepth(3, 1.5, 0, 2, 0.25, QueueCounts(9, 9, 9))
     await sweep(queue, telemetry)
     queue.depth = QueueDepth(3, 1.5, 0, 2, 0.25, QueueCounts(10, 11, 12))
     await sweep(queue, telemetry)
@@ -132,8 +138,6 @@ async def test_a_sweep_shows_workers_counts_and_the_server() -> None:
     ]
     assert value("onestep_workers") == 2
     assert value("onestep_worker_heartbeat_age_seconds") == 0.25
-    assert value("onestep_redis_persists") == 0
-    assert value("onestep_redis_memory_bytes", {"kind": "max"}) == 8
     assert value("onestep_queue_up") == 1
     queue.depth = None
     with pytest.raises(QueueUnavailable):
