@@ -58,6 +58,7 @@ class Pipeline:
         tokenizer: Tokenizer,
         stages: Stages,
         load_exact: Callable[[], Stages] | None = None,
+        configuration: Configuration | None = None,
     ) -> None:
         """Join loaded parts; `load` is the usual way.
 
@@ -66,8 +67,13 @@ class Pipeline:
             tokenizer: its own.
             stages: as a backend loaded them.
             load_exact: loads stages of a higher precision, for pictures that came out as none.
+            configuration: what the stages run with, for whoever asks.
         """
         self.spec = spec
+        self.configuration = configuration or Configuration(
+            backend="given", precision=spec.base_precision
+        )
+        self.num_out_of_memory = 0
         self.embeds = TextEmbeds(tokenizer, stages.text, _NUM_CACHED_PROMPTS)
         self._stages = stages
         self._load_exact = None if load_exact is None else functools.cache(load_exact)
@@ -124,7 +130,7 @@ class Pipeline:
                 in_float32 = RuntimeOptions("float32", options.num_threads)
                 return load_stages(exact_backend(chosen.backend), bundle, spec, in_float32)
 
-        return cls(spec, Tokenizer.load(bundle, spec), stages, exact)
+        return cls(spec, Tokenizer.load(bundle, spec), stages, exact, chosen)
 
     def generate(
         self,
@@ -175,6 +181,10 @@ class Pipeline:
             images = self._draw_again(plan, seeds, given, images, bad_B)
         return Generated(images, spans_ms)
 
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """Used and total memory of the accelerator; None where the backend has none of its own."""
+        return self._stages.memory_bytes()
+
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Draw and drop one batch of every size, so that the first request waits for no set-up."""
         width, height = self.spec.sizes_px[0]
@@ -213,6 +223,7 @@ class Pipeline:
                     self._draw(stages, plan, seeds[chunk], [g[chunk] for g in given], spans_ms)
                 )
             except OutOfMemoryError:
+                self.num_out_of_memory += 1
                 if size == 1:
                     raise
                 self._max_batch = size // 2

@@ -5,11 +5,12 @@ Owns composition. Knows nothing of engines; the worker runs beside it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute, APIRouter
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -40,6 +41,7 @@ from service.routes import (
     realtime,
 )
 from service.routes.context import AppContext
+from service.telemetry import Telemetry
 
 _HTTP_ERRORS: dict[int, type[ProblemError]] = {404: NotFound, 405: MethodNotAllowed}
 
@@ -52,12 +54,14 @@ def create_app(context: AppContext) -> FastAPI:
     """
     settings = context.settings
     app = _plain_app(context, lifespan=_lifespan(context))
-    for module in (generate, jobs, images, realtime, models, health, playground):
-        app.include_router(module.router)
+    surfaces = [generate, jobs, images, realtime, models, health, playground]
     if settings.admin_port is None:
-        app.include_router(metrics.router)
+        surfaces.append(metrics)
     if settings.docs:
-        app.include_router(docs.router)
+        surfaces.append(docs)
+    for surface in surfaces:
+        app.include_router(surface.router)
+    _begin_series(context.telemetry, [surface.router for surface in surfaces])
     docs.describe_keys(app)
     # The last one added is the outermost.
     app.add_middleware(DirectRoutes, application=app, routers=(generate.router, images.router))
@@ -148,3 +152,10 @@ async def _answer_departure(request: Request, exc: Exception) -> Response:
     """A client that left while it was sending: nobody's fault here, and nobody to read this."""
     error = ClientClosed("the client closed the request before its body was whole")
     return problem_response(error, request.scope)
+
+
+def _begin_series(telemetry: Telemetry, routers: Iterable[APIRouter]) -> None:
+    """Let every route's metrics begin at 0; those that take work are the ones that draw."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    drawing = [route.path for route in routes if "POST" in (route.methods or ())]
+    telemetry.expect_routes([route.path for route in routes], drawing)

@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     admin_port: int | None = Field(
         default=None, ge=0, le=65535, description="of /metrics; unset: the main port has it"
     )
+    gpu_hourly_cost: float = Field(
+        default=0.0, ge=0, description="of a worker, in any currency; for the cost of a picture"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Batch, Delivery, RunTimes, parts_in_time
+from service.batching import Batch, CloseReason, Delivery, RunTimes, parts_in_time
 from service.brokers.base import Broker, Want
 from service.errors import QueueUnavailable
 from service.images import encode_image
-from service.jobs import BatchKey, FailureReason, JobDone, JobFailed, JobOutcome
+from service.jobs import BatchKey, FailureReason, JobDone, JobFailed, JobOutcome, Priority
 from service.starting import given_images, keep_what_is_masked
-from service.telemetry import Telemetry, log_event
+from service.telemetry import Telemetry, log_event, prompt_digest
 
 if TYPE_CHECKING:
     from engines.pipeline import Generated
 
+# As metrics call them: an engine's "encode" is that of the picture to start from.
+_STAGES = ("text", "encode_input", "denoise", "decode", "draw", "encode")
 # Between two attempts to reach a queue that is away.
 _AWAY_S = 0.5
 
@@ -108,6 +110,22 @@ class Worker:
         self._busy_since_s: float | None = None
         # When the engine will be free, as far as its earlier runs tell.
         self._free_s = 0.0
+        self._begin_series()
+
+    def _begin_series(self) -> None:
+        """Rates need every series from the start."""
+        telemetry = self._telemetry
+        telemetry.engine_run_age.set_function(lambda: self.busy_s)
+        for reason in CloseReason:
+            telemetry.batch_close.labels(reason)
+        for failure in (FailureReason.ENGINE, FailureReason.ENCODER, FailureReason.EXPIRED):
+            telemetry.failed.labels(failure)
+        for phase in ("taken", "running"):
+            telemetry.cancelled.labels(phase)
+        for priority in Priority:
+            telemetry.queue_wait.labels(priority.name.lower())
+        for stage in _STAGES:
+            telemetry.stage_duration.labels(stage)
 
     @property
     def busy_s(self) -> float:
@@ -240,7 +258,8 @@ class Worker:
             pictures = keep_what_is_masked(generated.images_BHWC, jobs, key)
         finally:
             self._busy_since_s = None
-        run_s = time.monotonic() - started_s
+            run_s = time.monotonic() - started_s
+            self._telemetry.engine_busy.inc(run_s)
         return replace(generated, images_BHWC=pictures), dispatched_s, run_s
 
     async def _isolate(
@@ -248,7 +267,12 @@ class Worker:
     ) -> None:
         """Halve a failed batch until the jobs at fault stand alone."""
         if len(deliveries) == 1:
-            log_event("job_failed", level=logging.ERROR, exc=error, job_id=deliveries[0].job.id)
+            job = deliveries[0].job
+            # The digest shows whether it is one prompt that fails again and again.
+            digest = prompt_digest(job.prompt)
+            log_event(
+                "job_failed", level=logging.ERROR, exc=error, job_id=job.id, prompt_digest=digest
+            )
             await self._fail(deliveries[0], FailureReason.ENGINE)
             return
         log_event("batch_split", level=logging.WARNING, num_jobs=len(deliveries), error=type(error))
@@ -271,6 +295,8 @@ class Worker:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)
             await self._fail(delivery, FailureReason.ENCODER)
             return
+        encode_s = time.perf_counter() - started_s
+        self._telemetry.stage_duration.labels("encode").observe(encode_s)
         done = JobDone(
             job_id=job.id,
             image_bytes=image_bytes,
@@ -278,7 +304,7 @@ class Worker:
             batch_size=run.batch_size,
             queue_ms=(run.dispatched_s - job.created_s) * 1000,
             run_ms=run.run_ms,
-            encode_ms=(time.perf_counter() - started_s) * 1000,
+            encode_ms=encode_s * 1000,
             stage_ms=run.stage_ms,
         )
         if await self._reply(delivery, done):
@@ -322,12 +348,14 @@ class Worker:
 
     def _note_run(self, deliveries: Sequence[Delivery], key: BatchKey, run: _Run) -> None:
         """One log line and one set of metrics per engine run."""
-        queue_s = [run.dispatched_s - delivery.job.created_s for delivery in deliveries]
-        for wait_s in queue_s:
-            self._telemetry.queue_wait.observe(wait_s)
+        jobs = [delivery.job for delivery in deliveries]
+        queue_s = [run.dispatched_s - job.created_s for job in jobs]
+        for job, wait_s in zip(jobs, queue_s, strict=True):
+            self._telemetry.queue_wait.labels(job.priority.name.lower()).observe(wait_s)
         self._telemetry.batch_size.observe(run.batch_size)
         for stage, duration_ms in run.stage_ms.items():
-            self._telemetry.stage_duration.labels(stage).observe(duration_ms / 1000)
+            name = "encode_input" if stage == "encode" else stage
+            self._telemetry.stage_duration.labels(name).observe(duration_ms / 1000)
         log_event(
             "batch",
             batch_size=run.batch_size,

@@ -45,12 +45,12 @@ class Fleet:
         self._num_started = 0
 
     def _start(
-        self, *arguments: str, pass_fds: tuple[int, ...] = ()
+        self, *arguments: str, pass_fds: tuple[int, ...] = (), **settings: object
     ) -> tuple[subprocess.Popen[bytes], Path]:
         self._num_started += 1
         printed = self._folder / f"{arguments[0]}{self._num_started}.out"
         environment = service_environment(
-            redis_url=self.redis.url, log_level="WARNING", **self._settings
+            redis_url=self.redis.url, log_level="WARNING", **(self._settings | settings)
         )
         with printed.open("wb") as out, printed.with_suffix(".err").open("wb") as errors:
             process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -32,7 +33,13 @@ class RedisServer:
     def start(self) -> None:
         """Start and wait until it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                # A file that may grow no more is then an error of the write and not its end.
+                self._command,
+                stdout=log,
+                stderr=log,
+                restore_signals=False,
+            )
         end_s = time.monotonic() + 10
         while True:
             try:
@@ -63,6 +70,11 @@ class RedisServer:
     def resume(self) -> None:
         """Let it answer again."""
         os.kill(self.pid, signal.SIGCONT)
+
+    def let_files_grow(self, may_grow: bool) -> None:
+        """With False every write to its files fails, as on a full disk."""
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (hard if may_grow else 0, hard))
 
     def close(self) -> None:
         """End it, however it stands."""

@@ -100,6 +100,7 @@ class Stages:
         encode: images_BHWC uint8 -> latents_BChw float32; None where the bundle has none.
         run: how the sampling loop is run.
         batch_sizes: what it is compiled for, ascending; empty where any size will do.
+        memory_bytes: used and total of the accelerator; None where there is none.
     """
 
     text: Stage
@@ -108,6 +109,7 @@ class Stages:
     encode: Stage | None = None
     run: Runner = field(default=run_directly)
     batch_sizes: tuple[int, ...] = ()
+    memory_bytes: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 @dataclass(frozen=True)

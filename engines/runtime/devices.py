@@ -68,6 +68,9 @@ class Device(Protocol):
         They hold up nothing that is queued later. The function returned waits for them.
         """
 
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """Used and total memory; None where it is the machine's own."""
+
     def release_memory(self) -> None:
         """Give cached memory that nothing uses back to the device."""
 
@@ -104,6 +107,10 @@ class CpuDevice:
         for source, target in pairs:
             target.copy_(source)
         return lambda: None
+
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """The CPU has none of its own."""
+        return None
 
     def release_memory(self) -> None:
         """The CPU's allocator keeps nothing back."""
@@ -166,6 +173,11 @@ class CudaDevice:
             done.record(self._copy)
         wait: Wait = done.synchronize
         return wait
+
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """As the driver tells, other processes' share included."""
+        free, total = torch.cuda.mem_get_info(self._name)
+        return total - free, total
 
     def release_memory(self) -> None:
         """Empty torch's cache of freed blocks."""

@@ -105,4 +105,5 @@ def load_plans(
         encode=runner.stage("encode", stages["encode"]) if "encode" in stages else None,
         run=runner,
         batch_sizes=tuple(sizes),
+        memory_bytes=device.memory_bytes,
     )

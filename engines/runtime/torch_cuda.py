@@ -97,6 +97,7 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
         encode=runner.stage("encode", calls["encode"]) if "encode" in calls else None,
         run=runner,
         batch_sizes=tuple(sorted(sizes)),
+        memory_bytes=device.memory_bytes,
     )
 
 

@@ -62,6 +62,7 @@ class WarmingStages:
             encode=None if fallback.encode is None else self._stage("encode"),
             run=self._run,
             batch_sizes=fallback.batch_sizes,
+            memory_bytes=lambda: self._current.memory_bytes(),
         )
 
     def look(self) -> bool:

@@ -22,11 +22,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.batching import Batch, Delivery
 from service.jobs import FailureReason, Job, JobFailed, JobOutcome, JobRecord
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """What happened to deliveries, whichever process did it.
+
+    Attributes:
+        num_redelivered: handed out again after a worker's silence.
+        num_dead: given up after the last delivery.
+        num_late: outcomes that came after the job's end or after a newer delivery.
+    """
+
+    num_redelivered: int = 0
+    num_dead: int = 0
+    num_late: int = 0
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """How the server that keeps the queue stands.
+
+    Attributes:
+        max_bytes: that it may use; 0 without a limit.
+        is_persistent: its last write to the disk succeeded.
+    """
+
+    used_bytes: int
+    max_bytes: int
+    is_persistent: bool
 
 
 @dataclass(frozen=True)
@@ -38,12 +67,16 @@ class QueueDepth:
         oldest_age_s: of the oldest of them; 0 when there is none.
         num_expired: ended just now because their deadline had passed.
         num_workers: alive; None where the worker is part of this process.
+        heartbeat_age_s: since the last sign of life of the one that has been silent longest.
+        counts: since the queue began.
     """
 
     num_jobs: int
     oldest_age_s: float
     num_expired: int = 0
     num_workers: int | None = None
+    heartbeat_age_s: float = 0.0
+    counts: QueueCounts = field(default_factory=QueueCounts)
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,14 @@ class Broker(Protocol):
     Raises:
         QueueUnavailable: from any call, when the queue lives elsewhere and cannot be reached.
     """
+
+    @property
+    def store(self) -> StoreHealth | None:
+        """How the server that keeps the queue stood when it last told; None where there is none.
+
+        A server that refuses to change anything still tells.
+        """
+        ...
 
     def now_s(self) -> float:
         """The clock that `Job.created_s` and `Job.deadline_s` are read on."""

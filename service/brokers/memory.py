@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cachetools import TLRUCache
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery, WaitingJobs
-from service.brokers.base import QueueDepth, Taken, Want, lost_where_unknown
+from service.brokers.base import QueueDepth, StoreHealth, Taken, Want, lost_where_unknown
 from service.brokers.pace import Pace
 from service.errors import Draining, IdempotencyMismatch, QueueFull
 from service.jobs import (
@@ -69,6 +69,11 @@ class MemoryBroker:
         self._changed = asyncio.Event()
         self._is_closed = False
         self._pace = Pace()
+
+    @property
+    def store(self) -> StoreHealth | None:
+        """There is no server."""
+        return None
 
     def now_s(self) -> float:
         """The injected clock; monotonic by default."""

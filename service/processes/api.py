@@ -16,7 +16,7 @@ from service.processes.serve import announce
 from service.processes.sockets import address_of, answering
 from service.routes.context import Phase
 from service.settings import Settings
-from service.telemetry import log_event
+from service.telemetry import Telemetry, log_event
 
 # What may pass between a request's deadline and the end of its answer.
 FINISH_MARGIN_S = 5.0
@@ -35,7 +35,8 @@ async def serve_api(settings: Settings, listener: socket.socket) -> int:
     stop = asyncio.Event()
     on_signals(stop)
     async with redis_broker(settings, limits) as broker:
-        context = context_of(settings, limits, broker, RedisLimiter(broker.client))
+        limiter = RedisLimiter(broker.client)
+        context = context_of(settings, limits, broker, limiter, Telemetry(is_worker=False))
 
         def note(error: QueueUnavailable | None) -> None:
             phase = Phase.READY if error is None else Phase.STARTING

@@ -20,7 +20,7 @@ from engines.tokenizer import Tokenizer
 from service.errors import StartError
 from service.schemas import ModelLimits
 from service.settings import Settings
-from service.telemetry import log_event
+from service.telemetry import EngineFacts, Telemetry, log_event
 
 if TYPE_CHECKING:
     from service.worker import ImagePipeline
@@ -70,18 +70,34 @@ def load_limits(bundle: Path) -> ModelLimits:
     )
 
 
-def loaders(settings: Settings, limits: ModelLimits) -> dict[str, Callable[[], ImagePipeline]]:
-    """What loads each model's pipeline, by the model's name."""
+def loaders(
+    settings: Settings, limits: ModelLimits, telemetry: Telemetry
+) -> dict[str, Callable[[], ImagePipeline]]:
+    """What loads each model's pipeline and shows its engine, by the model's name."""
     # An API process has no use for it, nor for what it imports.
     from engines.pipeline import Pipeline
 
     def loader(bundle: Path) -> Callable[[], ImagePipeline]:
-        return lambda: Pipeline.load(
-            bundle,
-            backend=settings.backend,
-            num_threads=settings.num_threads,
-            allow_failed_check=settings.allow_failed_check,
-        )
+        def load() -> ImagePipeline:
+            pipeline = Pipeline.load(
+                bundle,
+                backend=settings.backend,
+                num_threads=settings.num_threads,
+                allow_failed_check=settings.allow_failed_check,
+            )
+            telemetry.engines.note(
+                EngineFacts(
+                    model=pipeline.spec.name,
+                    backend=pipeline.configuration.backend,
+                    precision=pipeline.configuration.precision,
+                    prompt_counts=lambda: pipeline.embeds.counts,
+                    num_out_of_memory=lambda: pipeline.num_out_of_memory,
+                    memory_bytes=pipeline.memory_bytes,
+                )
+            )
+            return pipeline
+
+        return load
 
     names = [one.name for one in limits.all]
     return {name: loader(path) for name, path in zip(names, settings.model, strict=True)}

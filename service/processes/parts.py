@@ -57,10 +57,13 @@ def memory_broker(settings: Settings) -> MemoryBroker:
 
 
 def context_of(
-    settings: Settings, limits: ModelLimits, broker: Broker, limiter: Limiter
+    settings: Settings,
+    limits: ModelLimits,
+    broker: Broker,
+    limiter: Limiter,
+    telemetry: Telemetry,
 ) -> AppContext:
     """One process's context."""
-    telemetry = Telemetry()
     return AppContext(settings, limits, broker, telemetry, Readiness(telemetry), limiter)
 
 

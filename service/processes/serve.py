@@ -15,6 +15,7 @@ from service.processes.sockets import address_of, answering
 from service.routes.context import Phase
 from service.schemas import ModelLimits
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.worker import Worker, WorkerOptions
 
 # What a drain may take beyond the last accepted request's deadline.
@@ -30,10 +31,11 @@ async def serve(settings: Settings, listener: socket.socket) -> int:
     """
     limits = load_models(settings.model)
     broker = memory_broker(settings)
-    context = context_of(settings, limits, broker, MemoryLimiter())
+    context = context_of(settings, limits, broker, MemoryLimiter(), Telemetry())
+    context.telemetry.gpu_hourly_cost.set(settings.gpu_hourly_cost)
     worker = Worker(
         broker,
-        loaders(settings, limits),
+        loaders(settings, limits, context.telemetry),
         context.telemetry,
         WorkerOptions(settings.max_batch_size, settings.num_encode_threads),
     )

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import prometheus_client
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +21,7 @@ from service.processes.models import load_models, loaders, watch_bundles
 from service.processes.parts import redis_broker
 from service.processes.sockets import answering, listen
 from service.routes.context import Phase, Readiness
+from service.routes.metrics import exposition
 from service.settings import Settings
 from service.telemetry import Telemetry, log_event
 from service.worker import Worker, WorkerOptions
@@ -40,12 +40,13 @@ async def work(settings: Settings) -> int:
     limits = load_models(settings.model)
     stop = asyncio.Event()
     on_signals(stop)
-    telemetry = Telemetry()
+    telemetry = Telemetry(is_api=False)
+    telemetry.gpu_hourly_cost.set(settings.gpu_hourly_cost)
     readiness = Readiness(telemetry)
     async with redis_broker(settings, limits) as broker:
         worker = Worker(
             broker,
-            loaders(settings, limits),
+            loaders(settings, limits, telemetry),
             telemetry,
             WorkerOptions(settings.max_batch_size, settings.num_encode_threads, settings.lease_s),
         )
@@ -100,8 +101,7 @@ async def _answering_operators(
         return JSONResponse({"status": readiness.phase, "reason": readiness.reason}, 503)
 
     async def metrics(request: Request) -> Response:
-        content = prometheus_client.generate_latest(telemetry.registry)
-        return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return exposition(request, telemetry)
 
     app = Starlette(
         routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from service.auth import KeyRing
 from service.brokers.base import Broker
-from service.errors import Draining, NotReady
+from service.errors import Draining, NotReady, QueueUnavailable
 from service.job_webhooks import JobWebhooks
 from service.jobs import FailureReason
 from service.limits.base import Limiter
@@ -64,15 +64,35 @@ class Readiness:
 
 
 async def sweep(broker: Broker, telemetry: Telemetry) -> None:
-    """End what is overdue, and show how deep the queue is.
+    """End what is overdue, and show how the queue stands.
 
     Raises:
         QueueUnavailable: it cannot be reached.
     """
-    depth = await broker.sweep()
+    try:
+        depth = await broker.sweep()
+    except QueueUnavailable:
+        telemetry.queue_up.set(0)
+        raise
+    finally:
+        _show_store(broker, telemetry)
+    telemetry.queue_up.set(1)
     telemetry.queue_depth.set(depth.num_jobs)
     telemetry.queue_oldest_age.set(depth.oldest_age_s)
     telemetry.failed.labels(FailureReason.EXPIRED).inc(depth.num_expired)
+    telemetry.workers.set(1 if depth.num_workers is None else depth.num_workers)
+    telemetry.heartbeat_age.set(depth.heartbeat_age_s)
+    telemetry.redelivered.reach(depth.counts.num_redelivered)
+    telemetry.dead_letter.reach(depth.counts.num_dead)
+    telemetry.late.reach(depth.counts.num_late)
+
+
+def _show_store(broker: Broker, telemetry: Telemetry) -> None:
+    store = broker.store
+    if store is not None:
+        telemetry.store_memory.labels("used").set(store.used_bytes)
+        telemetry.store_memory.labels("max").set(store.max_bytes)
+        telemetry.store_persists.set(store.is_persistent)
 
 
 @dataclass

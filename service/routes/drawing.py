@@ -7,7 +7,7 @@ and what an answer tells of them. Knows the broker's protocol, neither a wire fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import Receive
 
 from service.errors import ClientClosed, DeadlineExceeded, NotFound, ProblemError, status_of
 from service.job_documents import failure
-from service.jobs import Job, JobDone, JobFailed
+from service.jobs import Job, JobDone, JobFailed, JobOutcome
 from service.routes.access import Accepted
 from service.routes.context import AppContext
 
@@ -42,6 +42,9 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
     jobs, futures = accepted.jobs, accepted.futures
     # One future is everything by itself, and most requests are for one picture.
     everything: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
+    note_first = _first_picture(jobs[0].created_s, context)
+    for future in futures:
+        future.add_done_callback(note_first)
     departure = asyncio.create_task(_departure(receive))
     either: set[asyncio.Future[Any]] = {everything, departure}
     # Who joins a job that may take longer waits no longer than for one of its own.
@@ -65,6 +68,21 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
             num_queued = await context.broker.cancel([job.id for job in jobs])
             context.telemetry.cancelled.labels("queued").inc(num_queued)
             everything.cancel()
+
+
+def _first_picture(
+    created_s: float, context: AppContext
+) -> Callable[[asyncio.Future[JobOutcome]], None]:
+    """Called with each outcome of a request, notes how long the first picture took."""
+    is_noted = False
+
+    def note(future: asyncio.Future[JobOutcome]) -> None:
+        nonlocal is_noted
+        if not is_noted and not future.cancelled() and isinstance(future.result(), JobDone):
+            is_noted = True
+            context.telemetry.first_image.observe(context.broker.now_s() - created_s)
+
+    return note
 
 
 async def _departure(receive: Receive) -> None:

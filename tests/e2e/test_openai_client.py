@@ -155,5 +155,5 @@ def test_a_missed_deadline_is_not_tried_again(repo_root: Path, tmp_path: Path) -
         assert caught.value.code == "deadline_exceeded"
         with urllib.request.urlopen(f"{service.url}/metrics") as response:
             lines = response.read().decode().splitlines()
-    wanted = 't2i_requests_total{code="504",reason="deadline_exceeded"'
+    wanted = 'onestep_requests_total{code="504",reason="deadline_exceeded"'
     assert [line.split()[-1] for line in lines if line.startswith(wanted)] == ["1.0"]

@@ -133,7 +133,7 @@ async def test_a_path_that_only_begins_openly_leads_nowhere(locked: Stack) -> No
     for path in ("/playground/%2e%2e/metrics", "/docs/%2e%2e/metrics", "/playground/..%2fmetrics"):
         response = await locked.client.get(path)
         assert response.status_code == 404
-        assert "t2i_" not in response.text
+        assert "onestep_" not in response.text
 
 
 async def test_without_a_keys_file_no_key_is_asked_and_none_is_wrong(stack: Stack) -> None:
@@ -163,7 +163,7 @@ async def test_jobs_carry_owner_and_priority(
         (bob.id, Priority.BACKGROUND),
         (ann.id, Priority.BACKGROUND),
     ]
-    assert stack.metric("t2i_rejected_total", reason="forbidden") == 1
+    assert stack.metric("onestep_rejected_total", reason="forbidden") == 1
 
 
 async def test_a_model_outside_the_keys_list_is_forbidden(
@@ -233,7 +233,7 @@ async def test_a_rate_is_counted_in_pixel_steps_and_told(
         other = await stack.draw(bearer(bob_key))
         assert other.status_code == 200
         assert "x-ratelimit-remaining-pixel-steps" not in other.headers
-        assert stack.metric("t2i_rejected_total", reason="rate_limited") == 2
+        assert stack.metric("onestep_rejected_total", reason="rate_limited") == 2
 
 
 async def test_a_request_that_no_wait_could_help_is_forbidden(

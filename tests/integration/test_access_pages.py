@@ -137,7 +137,7 @@ async def test_metrics_leave_the_main_port_for_the_operators_own(
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as admin:
                 metrics = await admin.get("/metrics")
                 assert metrics.status_code == 200
-                assert "t2i_ready 1.0" in metrics.text
+                assert "onestep_ready 1.0" in metrics.text
                 assert metrics.headers["x-content-type-options"] == "nosniff"
                 assert (await admin.get("/readyz")).status_code == 200
                 for absent in ("/v1/generate", "/v1/models", "/", "/docs", "/openapi.json"):

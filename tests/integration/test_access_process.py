@@ -67,7 +67,7 @@ def test_a_key_from_its_making_to_its_end(bundle: Path, tmp_path: Path) -> None:
 
         assert httpx.get(f"{service.url}/metrics").status_code == 401
         metrics = httpx.get(f"http://127.0.0.1:{_admin_port(service)}/metrics")
-        assert 't2i_requests_total{code="401",reason="unauthorized"' in metrics.text
+        assert 'onestep_requests_total{code="401",reason="unauthorized"' in metrics.text
 
         second = _keys(path, "rotate", key_id, "--overlap-hours", "1")
         assert _soon(lambda: _status(service.url, second) == 200)

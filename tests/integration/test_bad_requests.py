@@ -75,7 +75,7 @@ def test_nothing_of_it_is_an_error_of_the_service(run: Run) -> None:
     log = [json.loads(line) for line in run.service.stderr_path.read_text().splitlines()]
     assert [line for line in log if line["level"] not in ("DEBUG", "INFO", "WARNING")] == []
     metrics = httpx.get(f"{run.service.url}/metrics").text
-    served = [line for line in metrics.splitlines() if line.startswith("t2i_requests_total{")]
+    served = [line for line in metrics.splitlines() if line.startswith("onestep_requests_total{")]
     assert served
     assert [line for line in served if 'code="5' in line or 'code="0"' in line] == []
 

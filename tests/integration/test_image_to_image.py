@@ -209,7 +209,7 @@ async def test_a_form_that_is_none_is_refused(
     else:
         assert response.json()["error"]["param"] == field
     assert emoji_stack.pipeline.prompts == []
-    assert emoji_stack.metric("t2i_rejected_total", reason="invalid_request") == 1
+    assert emoji_stack.metric("onestep_rejected_total", reason="invalid_request") == 1
 
 
 async def test_who_may_not_draw_has_nothing_decoded(

@@ -95,7 +95,7 @@ async def test_a_queued_job_is_cancelled_and_cancelling_again_does_nothing(stack
     stack.pipeline.gate.set()
     await holding
     assert stack.pipeline.prompts == ["holding"]
-    assert stack.metric("t2i_cancelled_total", phase="queued") == 2
+    assert stack.metric("onestep_cancelled_total", phase="queued") == 2
 
 
 async def test_a_running_job_is_cancelled_and_its_picture_has_no_effect(stack: Stack) -> None:

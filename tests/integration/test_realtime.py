@@ -42,7 +42,7 @@ async def hold_with(client: RealtimeClient, stack: Stack, prompt: str, **fields:
 
 async def messages_reach(stack: Stack, outcome: str, count: int) -> None:
     async with asyncio.timeout(20):
-        while (stack.metric("t2i_realtime_messages_total", outcome=outcome) or 0) < count:
+        while (stack.metric("onestep_realtime_messages_total", outcome=outcome) or 0) < count:
             await asyncio.sleep(0.005)
 
 
@@ -94,8 +94,8 @@ async def test_the_newest_prompt_wins_and_one_is_in_flight(
     ids = [(await client.receive())[0]["id"] for _ in range(2)]
     assert ids == [0, 9], "what is in flight shows that the page follows, then only the newest"
     assert stack.pipeline.prompts == ["first", "typed 9"]
-    assert stack.metric("t2i_realtime_messages_total", outcome="stale") == 8
-    assert stack.metric("t2i_realtime_messages_total", outcome="drawn") == 2
+    assert stack.metric("onestep_realtime_messages_total", outcome="stale") == 8
+    assert stack.metric("onestep_realtime_messages_total", outcome="drawn") == 2
 
 
 async def test_no_picture_comes_after_a_newer_one(client: RealtimeClient) -> None:
@@ -175,8 +175,8 @@ async def test_a_full_queue_keeps_the_newest_prompt_and_tells_of_it_once(
         assert (await client.receive())[0]["id"] == 2
         assert (await holding).status_code == 200
         assert stack.pipeline.prompts == ["holding", "newer"]
-        assert stack.metric("t2i_realtime_messages_total", outcome="stale") == 1
-        assert stack.metric("t2i_realtime_messages_total", outcome="delayed") == 2
+        assert stack.metric("onestep_realtime_messages_total", outcome="stale") == 1
+        assert stack.metric("onestep_realtime_messages_total", outcome="delayed") == 2
 
 
 async def test_a_wish_that_meets_a_full_queue_makes_way_for_a_newer_one(
@@ -203,7 +203,7 @@ async def test_a_wish_that_meets_a_full_queue_makes_way_for_a_newer_one(
     has_come.set()
     header, _ = await client.receive()
     assert header["id"] == 2, header
-    assert stack.metric("t2i_realtime_messages_total", outcome="stale") == 1
+    assert stack.metric("onestep_realtime_messages_total", outcome="stale") == 1
 
 
 async def test_a_missed_deadline_is_told(bundle: Path, pipeline: Pipeline) -> None:
@@ -234,17 +234,17 @@ async def test_who_leaves_takes_the_queued_picture_along(stack: Stack, port: int
     await holding
     await stack.draw(prompt="next")
     assert stack.pipeline.prompts == ["holding", "next"]
-    assert stack.metric("t2i_cancelled_total", phase="queued") == 1
+    assert stack.metric("onestep_cancelled_total", phase="queued") == 1
     async with asyncio.timeout(20):
-        while stack.metric("t2i_realtime_connections") != 0:
+        while stack.metric("onestep_realtime_connections") != 0:
             await asyncio.sleep(0.005)
-    assert stack.metric("t2i_realtime_closed_total", reason="client") == 1
+    assert stack.metric("onestep_realtime_closed_total", reason="client") == 1
 
 
 async def test_twenty_connections_share_batches(stack: Stack, port: int) -> None:
     async with AsyncExitStack() as opened:
         clients = [await opened.enter_async_context(connected(port)) for _ in range(20)]
-        assert stack.metric("t2i_realtime_connections") == 20
+        assert stack.metric("onestep_realtime_connections") == 20
         holding = await stack.hold_engine()
         for index, client in enumerate(clients):
             await client.ask(f"shared {index}", id=index)
@@ -254,7 +254,7 @@ async def test_twenty_connections_share_batches(stack: Stack, port: int) -> None
         assert [header["id"] for header in headers] == list(range(20))
         assert [header["batch_size"] for header in headers] == [4] * 20
         await holding
-    assert stack.metric("t2i_batch_size_count") == 6
+    assert stack.metric("onestep_batch_size_count") == 6
 
 
 async def test_a_service_that_stops_closes_its_connections(

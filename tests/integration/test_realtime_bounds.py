@@ -28,9 +28,9 @@ async def served(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIter
 
 async def closed_for(stack: Stack, reason: str) -> None:
     async with asyncio.timeout(20):
-        while stack.metric("t2i_realtime_closed_total", reason=reason) != 1:
+        while stack.metric("onestep_realtime_closed_total", reason=reason) != 1:
             await asyncio.sleep(0.005)
-    assert stack.metric("t2i_realtime_connections") == 0
+    assert stack.metric("onestep_realtime_connections") == 0
 
 
 async def test_bytes_are_closed_with_1003(bundle: Path, pipeline: Pipeline) -> None:
@@ -163,9 +163,9 @@ async def test_too_many_connections_are_refused_with_a_problem(
             assert (response.status_code, problem["code"]) == (503, "too_many_connections")
             assert response.headers["x-request-id"] == problem["request_id"]
             assert int(response.headers["retry-after"]) == 5
-            assert stack.metric("t2i_rejected_total", reason="too_many_connections") == 1
+            assert stack.metric("onestep_rejected_total", reason="too_many_connections") == 1
         async with asyncio.timeout(20):
-            while stack.metric("t2i_realtime_connections") != 0:
+            while stack.metric("onestep_realtime_connections") != 0:
                 await asyncio.sleep(0.005)
         async with connected(port) as next_client:
             await next_client.ask("heart")
@@ -187,7 +187,7 @@ async def test_a_flood_is_parsed_at_the_allowed_pace(bundle: Path, pipeline: Pip
             assert message["code"] == "invalid_request"
             num_errors += 1
         assert num_errors <= 1 + (time.monotonic() - started_s) * 10
-        stale = stack.metric("t2i_realtime_messages_total", outcome="stale")
+        stale = stack.metric("onestep_realtime_messages_total", outcome="stale")
         assert stale == num_messages - num_errors
 
 

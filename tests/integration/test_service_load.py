@@ -25,7 +25,7 @@ async def test_before_the_model_is_loaded(bundle: Path, pipeline: Pipeline) -> N
         problem(response, 503, "not_ready")
         assert response.headers["retry-after"] == "2"
         assert (await client.get("/livez")).status_code == 200
-    assert stack.metric("t2i_ready") == 0
+    assert stack.metric("onestep_ready") == 0
 
 
 async def test_while_draining_new_work_is_refused_and_accepted_work_is_finished(
@@ -60,7 +60,7 @@ async def test_a_full_queue_is_429_with_retry_after(bundle: Path, pipeline: Pipe
         problem(response, 429, "queue_full")
         assert 1 <= int(response.headers["retry-after"]) <= 120
         assert int(response.headers["retry-after-ms"]) >= 1
-        assert stack.metric("t2i_rejected_total", reason="queue_full") == 1
+        assert stack.metric("onestep_rejected_total", reason="queue_full") == 1
         stack.pipeline.gate.set()
         answers = await asyncio.gather(holding, *queued)
         assert [answer.status_code for answer in answers] == [200] * 3
@@ -97,10 +97,10 @@ async def test_a_client_that_leaves_takes_its_jobs_along(stack: Stack) -> None:
         assert (await holding).status_code == 200
         assert (await stack.draw(prompt="next")).status_code == 200
     assert stack.pipeline.prompts == ["holding", "next"]
-    assert stack.metric("t2i_cancelled_total", phase="queued") == 3
-    assert stack.metric("t2i_images_total") == 2
+    assert stack.metric("onestep_cancelled_total", phase="queued") == 3
+    assert stack.metric("onestep_images_total") == 2
     left = {"code": "499", "reason": "client_closed", "route": "/v1/generate"}
-    assert stack.metric("t2i_requests_total", **left) == 1
+    assert stack.metric("onestep_requests_total", **left) == 1
 
 
 async def test_metrics_count_what_happened(stack: Stack) -> None:
@@ -109,16 +109,16 @@ async def test_metrics_count_what_happened(stack: Stack) -> None:
     await stack.draw(prompt="")
     text = (await stack.client.get("/metrics")).text
     for line in (
-        't2i_requests_total{code="200",reason="ok",route="/v1/generate"} 2.0',
-        't2i_requests_total{code="400",reason="invalid_request",route="/v1/generate"} 1.0',
-        "t2i_images_total 4.0",
-        "t2i_batch_size_count 2.0",
-        "t2i_batch_size_sum 4.0",
-        "t2i_queue_depth 0.0",
-        "t2i_ready 1.0",
+        'onestep_requests_total{code="200",reason="ok",route="/v1/generate"} 2.0',
+        'onestep_requests_total{code="400",reason="invalid_request",route="/v1/generate"} 1.0',
+        "onestep_images_total 4.0",
+        "onestep_batch_size_count 2.0",
+        "onestep_batch_size_sum 4.0",
+        "onestep_queue_depth 0.0",
+        "onestep_ready 1.0",
     ):
         assert line in text.splitlines()
-    assert "t2i_stage_duration_seconds_count" in text
+    assert "onestep_stage_duration_seconds_count" in text
 
 
 async def test_one_log_line_per_batch_and_never_a_prompt(

@@ -162,7 +162,7 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_the_rest(
         late = _connect(service)
         late.connect()
         accepted = [pool.submit(_draw, service, num_images=16, steps=4) for _ in range(4)]
-        while _metric(service, "t2i_queue_depth") < 50:
+        while _metric(service, "onestep_queue_depth") < 50:
             time.sleep(0.01)
         stopping = pool.submit(service.stop)
         while b"draining" not in service.stderr_path.read_bytes():
@@ -186,7 +186,7 @@ def test_a_second_signal_ends_the_process_at_once(bundle: Path, tmp_path: Path) 
         ThreadPoolExecutor(8) as pool,
     ):
         waiting = [pool.submit(_draw, service, num_images=16, steps=4) for _ in range(8)]
-        while _metric(service, "t2i_queue_depth") < 100:
+        while _metric(service, "onestep_queue_depth") < 100:
             time.sleep(0.01)
         service.process.send_signal(signal.SIGTERM)
         while b"draining" not in service.stderr_path.read_bytes():

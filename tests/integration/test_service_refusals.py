@@ -40,7 +40,7 @@ async def test_bad_input_names_the_field_and_what_is_allowed(
     assert document.get("field") == field
     assert field is None or document["allowed"]
     assert stack.pipeline.prompts == []
-    assert stack.metric("t2i_rejected_total", reason="invalid_request") == 1
+    assert stack.metric("onestep_rejected_total", reason="invalid_request") == 1
 
 
 async def test_several_pictures_cannot_be_one_image(stack: Stack) -> None:

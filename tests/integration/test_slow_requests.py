@@ -151,7 +151,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_service(
     writer.close()
     labels = {"route": "/v1/generate", "reason": "client_closed", "code": "499"}
     async with asyncio.timeout(5):
-        while stack.metric("t2i_requests_total", **labels) != 1:
+        while stack.metric("onestep_requests_total", **labels) != 1:
             await asyncio.sleep(0.01)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert stack.pipeline.prompts == []

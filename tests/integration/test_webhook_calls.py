@@ -73,7 +73,7 @@ async def test_a_public_name_of_an_inside_address_is_blocked(
     outcome = await webhooks.deliver(url_of(receiver), "e-1", {})
     assert outcome == DeliveryOutcome(DeliveryResult.BLOCKED, 1)
     assert receiver.received == []
-    tries = "t2i_webhook_tries_total"
+    tries = "onestep_webhook_tries_total"
     assert telemetry.registry.get_sample_value(tries, {"answer": "blocked"}) == 1
 
 

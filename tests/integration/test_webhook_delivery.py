@@ -114,10 +114,10 @@ async def test_what_finds_no_room_is_not_taken(
     webhooks = webhooks_to(receiver, telemetry=telemetry)
     tasks = [webhooks.submit(url_of(receiver), f"e-{i}", {}) for i in range(3)]
     assert tasks[2] is None
-    assert telemetry.registry.get_sample_value("t2i_webhooks_open") == 2
+    assert telemetry.registry.get_sample_value("onestep_webhooks_open") == 2
     assert [record.message for record in caplog.records] == ["webhook_not_taken"]
     await asyncio.gather(*(task for task in tasks if task))
-    assert telemetry.registry.get_sample_value("t2i_webhooks_open") == 0
+    assert telemetry.registry.get_sample_value("onestep_webhooks_open") == 0
     assert webhooks.submit(url_of(receiver), "e-4", {}) is not None
     await webhooks.close(5)
 
@@ -168,8 +168,10 @@ async def test_metrics_count_ends_and_tries(receiver: Receiver) -> None:
     telemetry = Telemetry()
     await outcome_of(receiver, status(500), raw(b""), telemetry=telemetry)
     sample = telemetry.registry.get_sample_value
-    assert sample("t2i_webhooks_total", {"result": "delivered"}) == 1
-    tries = {kind: sample("t2i_webhook_tries_total", {"answer": kind}) for kind in ("none", "5xx")}
+    assert sample("onestep_webhooks_total", {"result": "delivered"}) == 1
+    tries = {
+        kind: sample("onestep_webhook_tries_total", {"answer": kind}) for kind in ("none", "5xx")
+    }
     assert tries == {"none": 1, "5xx": 1}
 
 

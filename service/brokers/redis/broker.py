@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import socket
@@ -20,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery
 from service.brokers import keys
-from service.brokers.base import QueueDepth, Taken, Want, lost_where_unknown
+from service.brokers.base import (
+    QueueCounts,
+    QueueDepth,
+    StoreHealth,
+    Taken,
+    Want,
+    lost_where_unknown,
+)
 from service.brokers.codec import done_from_bytes, done_to_bytes, job_from_bytes, job_to_bytes
 from service.brokers.pace import Pace
 from service.brokers.redis.connection import BLOCK_MS, RedisConnection
@@ -108,6 +114,11 @@ class RedisBroker:
     def client(self) -> Redis:
         """The connections that commands go through, for others who keep something on the server."""
         return self._connection.client
+
+    @property
+    def store(self) -> StoreHealth | None:
+        """As of the last sweep that reached it."""
+        return self._connection.health
 
     def now_s(self) -> float:
         """The server's clock: it is the same for every process."""
@@ -302,21 +313,36 @@ class RedisBroker:
     async def sweep(self) -> QueueDepth:
         """End what is overdue, find replies that got lost, and jobs that the server lost."""
         await self._connection.check()
-        num_jobs = num_expired = num_workers = 0
-        oldest_s = math.inf
-        for model in self._models:
-            depth, oldest, expired, workers = await self._connection.script(
-                "sweep", keys.prefix(model), [self._options.lease_s * 2]
-            )
-            num_jobs += depth
-            num_expired += expired
-            num_workers = max(num_workers, workers)
-            oldest_s = min(oldest_s, float(oldest)) if oldest else oldest_s
-        self._num_workers = num_workers
+        depths = [await self._sweep_of(model) for model in self._models]
+        self._num_workers = max(depth.num_workers or 0 for depth in depths)
         await self._resolve(self._waiters.older_than(_ASK_AFTER_S, _MAX_ASKED))
         await self._forget()
-        age_s = max(0.0, self.now_s() - oldest_s) if num_jobs else 0.0
-        return QueueDepth(num_jobs, age_s, num_expired, num_workers)
+        return QueueDepth(
+            num_jobs=sum(depth.num_jobs for depth in depths),
+            oldest_age_s=max(depth.oldest_age_s for depth in depths),
+            num_expired=sum(depth.num_expired for depth in depths),
+            num_workers=self._num_workers,
+            heartbeat_age_s=max(depth.heartbeat_age_s for depth in depths),
+            counts=QueueCounts(
+                sum(depth.counts.num_redelivered for depth in depths),
+                sum(depth.counts.num_dead for depth in depths),
+                sum(depth.counts.num_late for depth in depths),
+            ),
+        )
+
+    async def _sweep_of(self, model: str) -> QueueDepth:
+        num_jobs, oldest, num_expired, num_workers, silent, *counts = await self._connection.script(
+            "sweep", keys.prefix(model), [self._options.lease_s * 2]
+        )
+        now_s = self.now_s()
+        return QueueDepth(
+            num_jobs,
+            max(0.0, now_s - float(oldest)) if oldest else 0.0,
+            num_expired,
+            num_workers,
+            max(0.0, now_s - float(silent)) if silent else 0.0,
+            QueueCounts(*counts),
+        )
 
     async def close(self) -> None:
         """Refuse new jobs; what is queued is left to other workers."""

@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.brokers.base import StoreHealth
 from service.errors import QueueUnavailable, StartError
 from service.telemetry import log_event
 
@@ -34,6 +35,8 @@ _MAX_CONNECTIONS = 32
 BLOCK_MS = 1000
 _OLDEST_VERSION = (7, 0)
 _FULL_MEMORY = 0.75
+# How the server's last writes to its disk went, in its own words.
+_WRITES = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
 _SCRIPTS = ("put", "watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold")
 # Ending what is open must go on when memory is full: it is what makes room again.
 _ALLOWED_WHEN_FULL = {"watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold"}
@@ -51,6 +54,7 @@ class RedisConnection:
         self._refused_until_s = 0.0
         self._offset_s = 0.0
         self._is_memory_full = False
+        self.health: StoreHealth | None = None
 
     def _connect(self, timeout_s: float) -> redis.asyncio.Redis:
         try:
@@ -163,8 +167,10 @@ class RedisConnection:
         version = str(told["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_VERSION:
             raise StartError(f"Redis {version} is too old: 7.0 or newer is needed")
-        limit = int(told.get("maxmemory", 0))
-        self._is_memory_full = limit > 0 and told["used_memory"] > _FULL_MEMORY * limit
+        used, limit = int(told["used_memory"]), int(told.get("maxmemory", 0))
+        self._is_memory_full = limit > 0 and used > _FULL_MEMORY * limit
+        writes = {told.get(name) for name in _WRITES}
+        self.health = StoreHealth(used, limit, "err" not in writes)
 
     async def close(self) -> None:
         """Close every connection."""

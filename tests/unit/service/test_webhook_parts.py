@@ -175,6 +175,6 @@ async def test_a_url_that_has_become_forbidden_is_not_called() -> None:
     async with asyncio.timeout(5):
         outcome = await webhooks.deliver("https://127.0.0.1/", "e", {})
     assert (outcome.result, outcome.num_tries) == (DeliveryResult.BLOCKED, 0)
-    name = "t2i_webhooks_total"
+    name = "onestep_webhooks_total"
     assert telemetry.registry.get_sample_value(name, {"result": "blocked"}) == 1
     assert telemetry.registry.get_sample_value(name, {"result": "delivered"}) == 0

@@ -84,9 +84,9 @@ async def test_an_idle_engine_starts_at_once_and_a_busy_one_gathers() -> None:
     assert [outcome.batch_size for outcome in outcomes if isinstance(outcome, JobDone)] == (
         [1] + [8] * 8 + [2] * 2
     )
-    assert bench.metric("t2i_batch_close_total", reason="full") == 1
-    assert bench.metric("t2i_batch_close_total", reason="no_more") == 2
-    assert bench.metric("t2i_batch_size_sum") == 11
+    assert bench.metric("onestep_batch_close_total", reason="full") == 1
+    assert bench.metric("onestep_batch_close_total", reason="no_more") == 2
+    assert bench.metric("onestep_batch_size_sum") == 11
 
 
 @pytest.mark.parametrize("poison_index", [0, 3, 7])
@@ -106,8 +106,8 @@ async def test_one_bad_job_does_not_fail_its_neighbours(poison_index: int) -> No
     assert [len(run) for run in sorted(pipeline.runs, key=len, reverse=True)] == (
         [8, 4, 4, 2, 2, 1, 1, 1]
     )
-    assert bench.metric("t2i_batch_retry_total") == 3
-    assert bench.metric("t2i_failed_total", reason="engine") == 1
+    assert bench.metric("onestep_batch_retry_total") == 3
+    assert bench.metric("onestep_failed_total", reason="engine") == 1
 
 
 async def test_a_batch_that_is_too_large_succeeds_in_halves() -> None:
@@ -172,7 +172,7 @@ async def test_a_job_cancelled_while_it_is_drawn_keeps_its_end() -> None:
         outcomes = await asyncio.gather(*futures)
     assert outcomes[0] == JobFailed(jobs[0].id, FailureReason.CANCELLED)
     assert isinstance(outcomes[1], JobDone)
-    assert bench.metric("t2i_cancelled_total", phase="running") == 1
+    assert bench.metric("onestep_cancelled_total", phase="running") == 1
 
 
 async def test_a_drain_finishes_what_was_accepted() -> None:
