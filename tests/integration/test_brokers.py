@@ -17,7 +17,8 @@ from broker_stands import LEASE_S, MAX_DELIVERIES, MAX_DEPTH, STANDS, Stand
 from service.batching import CloseReason, Delivery
 from service.brokers.base import Broker, Taken, Want
 from service.brokers.pace import FIRST_RETRY_AFTER_S
-from service.errors import Draining, IdempotencyMismatch, QueueFull
+from service.brokers.redis import RedisBroker
+from service.errors import Draining, IdempotencyMismatch, QueueFull, QueueUnavailable
 from service.jobs import (
     BatchKey,
     FailureReason,
@@ -643,3 +644,19 @@ async def test_a_webhook_is_held_by_one_until_it_lets_go_or_is_done(
     await worker.drop_webhook("hooked")
     await asyncio.sleep(0.4)
     assert await broker.hold_webhooks(["hooked"], 0.3, 10) == []
+
+
+async def test_who_could_not_ask_waits_for_nothing(
+    shared: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _shared_job(shared)
+    await shared.api.put([job])
+    assert isinstance(shared.worker, RedisBroker)
+
+    async def away(*given: Any) -> None:
+        raise QueueUnavailable("the queue cannot be reached")
+
+    monkeypatch.setattr(shared.worker._connection, "script", away)
+    with pytest.raises(QueueUnavailable):
+        await shared.worker.watch([job.id])
+    assert shared.worker._waiters.known([job.id]) == []

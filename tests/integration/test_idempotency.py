@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from jobs_fixtures import JOBS, ended, redis_broker, running_on
 from keys_fixtures import bearer, make_key, write_keys
 from picture_files import heart, saved
+from PIL import Image
 from service_stack import PNG, Stack, listening, problem, running
 
 from engines.pipeline import Pipeline
@@ -146,7 +148,9 @@ async def test_a_picture_keeps_the_format_that_it_was_drawn_in(stack: Stack) -> 
 async def test_forms_are_the_same_whatever_their_boundary(
     emoji_stack: Stack, path: str, fields: dict[str, str]
 ) -> None:
-    picture, other = saved(heart("red")), saved(heart("blue"))
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    picture, other = saved(Image.fromarray(noise)), saved(heart("blue"))
+    assert len(picture) > emoji_stack.settings.max_body_bytes  # taken all the same
 
     async def send(boundary: str, **changes: Any) -> httpx.Response:
         files = {"image": ("a.png", changes.pop("image", picture), "image/png")}

@@ -178,6 +178,18 @@ async def test_what_is_no_job_is_not_found(stack: Stack) -> None:
     assert (await holding).status_code == 200
 
 
+async def test_only_what_may_be_an_id_is_asked_for(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find(*given: Any, **how: Any) -> None:
+        raise AssertionError(f"asked for {given}")
+
+    monkeypatch.setattr(stack.broker, "find", find)
+    for name in ("x", "0" * 31, "F" * 32, "0" * 33, "a" * 5000, "%00", "*", "{x}"):
+        for method, path in _routes(name):
+            problem(await stack.client.request(method, path), 404, "not_found")
+
+
 async def _open_requests(stack: Stack) -> list[str]:
     """Of the worker's broker in memory, or the server's."""
     if stack.broker.__class__.__name__ == "MemoryBroker":

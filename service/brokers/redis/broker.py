@@ -178,9 +178,13 @@ class RedisBroker:
         ended: list[Waited] = []
         for model in self._models:
             added = {i: self._waiters.add(i, model) for i in job_ids}
-            states = await self._connection.script(
-                "watch", keys.prefix(model), [keys.replies(model, self._name), *job_ids]
-            )
+            arguments = [keys.replies(model, self._name), *job_ids]
+            try:
+                states = await self._connection.script("watch", keys.prefix(model), arguments)
+            except BaseException:
+                for job_id, future in (*futures.items(), *added.items()):
+                    self._waiters.drop(job_id, future)
+                raise
             for (job_id, future), state in zip(added.items(), states, strict=True):
                 if state == b"unknown":
                     self._waiters.drop(job_id, future)

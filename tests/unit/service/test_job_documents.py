@@ -62,6 +62,7 @@ def test_a_document_holds_no_prompt_and_no_secret() -> None:
         (["wait=10", "respond-async"], True),
         (['foo="a, b", respond-async'], True),
         (['foo="a, respond-async"'], False),
+        (['foo="a, respond-async, b"'], False),
         (['foo="a\\", respond-async"'], False),
         (["foo; respond-async"], False),
         (["respond-async=no"], False),
