@@ -65,44 +65,29 @@ async def accept(request: Request, generation: Generation, terms: Terms) -> Acce
         if known is not None:
             mark_replayed(request)
             return known
-    image = await decode_image(generation, context)
-    jobs = make_jobs(generation, terms, context, principal_of(request), image=image)
+    jobs = await make_jobs(generation, terms, context, principal_of(request))
     accepted = await put_within_limits(request, generation, jobs)
     if accepted.is_known:
         mark_replayed(request)
     return accepted
 
 
-async def decode_image(generation: Generation, context: AppContext) -> bytes | None:
-    """The picture that a request starts from, as pixels of the wanted size.
-
-    Raises:
-        InvalidRequest: it is no picture that is accepted.
-        PictureTooLarge: it has too many pixels.
-        QueueFull: too many pictures wait to be decoded.
-    """
-    if generation.image is None:
-        return None
-    size_px = (generation.key.width, generation.key.height)
-    return await context.decoders.decode(generation.image, generation.mask, size_px)
-
-
-def make_jobs(
-    generation: Generation,
-    terms: Terms,
-    context: AppContext,
-    principal: Principal,
-    *,
-    image: bytes | None = None,
+async def make_jobs(
+    generation: Generation, terms: Terms, context: AppContext, principal: Principal
 ) -> list[Job]:
     """One job per picture, in its sender's name; all start from the same image.
 
     Raises:
         Forbidden: the sender may not use the model, or not at this priority.
+        InvalidRequest: what it starts from is no picture that is accepted.
+        PictureTooLarge: or has too many pixels.
+        QueueFull: too many pictures wait to be decoded.
     """
     check_model(principal, generation.key.model)
     priority = priority_for(principal, generation)
     now_s = context.broker.now_s()
+    # For those only who may draw: it may take seconds of a processor.
+    image = await _decoded_image(generation, context)
     is_kept = terms.is_kept or terms.key is not None
     request = _request_id(terms, is_kept)
     return [
@@ -126,6 +111,13 @@ def make_jobs(
         )
         for index, seed in enumerate(generation.seeds)
     ]
+
+
+async def _decoded_image(generation: Generation, context: AppContext) -> bytes | None:
+    if generation.image is None:
+        return None
+    size_px = (generation.key.width, generation.key.height)
+    return await context.decoders.decode(generation.image, generation.mask, size_px)
 
 
 def _request_id(terms: Terms, is_kept: bool) -> str:

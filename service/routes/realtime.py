@@ -37,7 +37,7 @@ from service.realtime_wire import (
     read_wish,
     waiting_message,
 )
-from service.routes.accepting import Terms, decode_image, make_jobs
+from service.routes.accepting import Terms, make_jobs
 from service.routes.access import principal_of, put_within_limits
 from service.routes.context import AppContext
 from service.routes.drawing import admission, wait_for
@@ -219,10 +219,9 @@ class _Connection:
         with admission(context):
             generation = parse_wish(wish, context.limits)
         # Outside: a full queue refuses nothing here, the wish waits.
-        image = await decode_image(generation, context)
         principal = principal_of(self._websocket)
         terms = Terms(generation.format, context.settings.deadline_s)
-        jobs = make_jobs(generation, terms, context, principal, image=image)
+        jobs = await make_jobs(generation, terms, context, principal)
         accepted = await put_within_limits(self._websocket, generation, jobs)
         (done,) = await wait_for(_never_departs, accepted, context)
         total_ms = (time.perf_counter() - received.received_s) * 1000
