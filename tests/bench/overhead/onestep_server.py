@@ -19,10 +19,12 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.pipeline import Generated, Pipeline
+from engines.pipeline import Generated
 from service import __main__ as command
 from service.processes import models
 from service.schemas import ModelLimits
+from service.settings import Settings
+from service.telemetry import Telemetry
 from tests.bench.overhead.engine import SIZE_PX, Engine, encode_jpeg, texture_HWC
 
 PREPARED = "--prepared"
@@ -60,12 +62,12 @@ def main(arguments: Sequence[str]) -> int:
         # The bundle's own tokenizer goes on counting: that is part of a request's work.
         return replace(load_limits(bundle), sizes_px=((SIZE_PX, SIZE_PX),))
 
-    def load_pipeline(bundle: Path, **options: Any) -> EmulatedPipeline:
-        return EmulatedPipeline(Engine.from_environment())
+    def loaders(settings: Settings, limits: ModelLimits, telemetry: Telemetry) -> dict[str, Any]:
+        return {one.name: lambda: EmulatedPipeline(Engine.from_environment()) for one in limits.all}
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(models, "load_limits", load_limits_of_size))
-        stack.enter_context(patch.object(Pipeline, "load", load_pipeline))
+        stack.enter_context(patch("service.processes.serve.loaders", loaders))
         if PREPARED in arguments:
             picture = encode_jpeg(texture_HWC(0))
             stack.enter_context(patch("service.worker.encode_image", lambda *_: picture))
