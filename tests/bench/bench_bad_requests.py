@@ -47,7 +47,7 @@ def measure(bundle: Path, num_repeats: int) -> dict[str, Any]:
     growth_bytes = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_service(bundle, Path(folder), max_upload_bytes=65536) as service,
+        running_service(bundle, Path(folder)) as service,
     ):
         port = int(urlsplit(service.url).port or 0)
         before_bytes = resident_bytes(service.process.pid)

@@ -37,8 +37,7 @@ def run(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     """The answers of one service to every row, in the table's order."""
     bundle = repo_root / "models" / "emoji"
     folder = tmp_path_factory.mktemp("service")
-    # Bodies that are too large are written down once for all routes.
-    with running_service(bundle, folder, max_upload_bytes=65536) as service:
+    with running_service(bundle, folder) as service:
         port = urlsplit(service.url).port
         assert port is not None
         before_bytes = resident_bytes(service.process.pid)
