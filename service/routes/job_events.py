@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import orjson
@@ -55,9 +55,8 @@ class _Stream(StreamingResponse):
     """Has a seat among the streams from now until it has been answered."""
 
     def __init__(self, course: _Course, context: AppContext) -> None:
-        self._events = course.events()
         super().__init__(
-            self._events,
+            course.events(),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -69,8 +68,6 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # A client that leaves in the middle of an event leaves the course there.
-            await self._events.aclose()
             self._seats.discard(self)
 
 
@@ -85,7 +82,7 @@ class _Course:
         margin_s = records[0].job.deadline_s - context.broker.now_s() + _END_MARGIN_S
         self._until_s = time.monotonic() + margin_s
 
-    async def events(self) -> AsyncGenerator[bytes]:
+    async def events(self) -> AsyncIterator[bytes]:
         """All events, in order."""
         futures: list[asyncio.Future[JobOutcome]] = []
         try:
