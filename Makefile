@@ -23,7 +23,7 @@ SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/de
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines clean
+.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines dashboards clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -71,6 +71,9 @@ export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/ex
 
 engines: $(VENV)/.dev  ## Compile a bundle's graphs with TensorRT.
 	$(BIN)/onestep-engines build $(MODEL) $(ARGS)
+
+dashboards: $(VENV)/.base  ## Write Grafana's dashboards from docker/grafana/panels.py.
+	$(BIN)/python docker/grafana/write_dashboards.py
 
 clean:  ## Remove environments, caches and builds; runs and models stay.
 	rm -rf $(VENV) $(BASE_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
