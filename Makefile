@@ -6,6 +6,7 @@
 # MODEL    the bundle to serve, measure or compile
 # DATA     captioned pictures, for `make ablation`
 # JUDGE    weights of the network that judges them (SqueezeNet, .npz)
+# TARGETS  images to build
 # ARGS     passed on to the command                                   make test ARGS="-k noise"
 
 PYTHON ?= python3
@@ -14,16 +15,19 @@ BASE_VENV ?= .venv-base
 PORT ?= 8000
 HOST ?= 127.0.0.1
 MODEL ?= models/emoji
+TARGETS ?= api worker-cpu worker-gpu distill
 ARGS ?=
 
 BIN := $(VENV)/bin
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # A wheel is cheap to build again, so any change to a shipped file builds it again.
 SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/dev/null)
 # Set by .ci/run: a test whose program is missing then fails instead of being skipped.
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines dashboards clean
+.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines images locks \
+  dashboards clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -71,6 +75,13 @@ export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/ex
 
 engines: $(VENV)/.dev  ## Compile a bundle's graphs with TensorRT.
 	$(BIN)/onestep-engines build $(MODEL) $(ARGS)
+
+images:  ## Build the container images; TARGETS="api worker-cpu" for some, ARGS for docker.
+	$(foreach target,$(TARGETS),docker build --file docker/Dockerfile --target $(target) \
+	  --tag onestep-$(target):$(VERSION) $(ARGS) . &&) true
+
+locks: $(VENV)/.dev  ## Pin the images' packages anew, by version and digest.
+	UV=$(abspath $(BIN))/uv docker/locks/write
 
 dashboards: $(VENV)/.base  ## Write Grafana's dashboards from docker/grafana/panels.py.
 	$(BIN)/python docker/grafana/write_dashboards.py

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute, APIRouter
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import Lifespan
 
 from service.direct import DirectRoutes
 from service.errors import (
@@ -28,7 +29,17 @@ from service.middleware.auth import AuthMiddleware, cors_options
 from service.middleware.bodies import BodyLimitMiddleware
 from service.middleware.problems import problem_response
 from service.middleware.requests import RequestMiddleware
-from service.routes import docs, generate, health, images, metrics, models, playground, realtime
+from service.routes import (
+    docs,
+    generate,
+    health,
+    images,
+    jobs,
+    metrics,
+    models,
+    playground,
+    realtime,
+)
 from service.routes.context import AppContext
 from service.telemetry import Telemetry
 
@@ -42,8 +53,8 @@ def create_app(context: AppContext) -> FastAPI:
         StartError: the keys file is missing or damaged.
     """
     settings = context.settings
-    app = _plain_app(context)
-    surfaces = [generate, images, realtime, models, health, playground]
+    app = _plain_app(context, lifespan=_lifespan(context))
+    surfaces = [generate, jobs, images, realtime, models, health, playground]
     if settings.admin_port is None:
         surfaces.append(metrics)
     if settings.docs:
@@ -81,14 +92,29 @@ def create_admin_app(context: AppContext) -> FastAPI:
     return app
 
 
-def _plain_app(context: AppContext, openapi_url: str | None = "/openapi.json") -> FastAPI:
-    """An application without routes that answers errors as this service does."""
+def _lifespan(context: AppContext) -> Lifespan[FastAPI]:
+    """What runs beside the routes, from before the first request until after the last."""
+    # Here, so that a wrong setting stops the start.
+    job_webhooks = context.job_webhooks
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if job_webhooks is not None:
+            job_webhooks.start()
         yield
+        if job_webhooks is not None:
+            await job_webhooks.close()
         await context.decoders.close()
 
+    return lifespan
+
+
+def _plain_app(
+    context: AppContext,
+    openapi_url: str | None = "/openapi.json",
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """An application without routes that answers errors as this service does."""
     app = FastAPI(
         title="onestep",
         description="Pictures from text in one step.",

@@ -12,6 +12,7 @@
         ├── NotFound           404
         ├── MethodNotAllowed   405
         ├── RequestTooSlow     408, head or body took too long to arrive
+        ├── JobCancelled       409, its owner cancelled it
         ├── BodyTooLarge       413
         ├── PictureTooLarge    413, a client's picture has too many pixels
         ├── IdempotencyMismatch 422, the key came with another request before
@@ -114,6 +115,10 @@ class HeadTooLarge(ProblemError):
     """Request line and headers hold more bytes than they may."""
 
 
+class JobCancelled(ProblemError):
+    """The job ended without a picture because its owner cancelled it."""
+
+
 class BodyTooLarge(ProblemError):
     """The body holds more bytes than the settings allow."""
 
@@ -186,6 +191,7 @@ STATUS_TABLE: dict[type[ProblemError], Status] = {
     NotFound: Status(404, "not_found", "Not found"),
     MethodNotAllowed: Status(405, "method_not_allowed", "Method not allowed"),
     RequestTooSlow: Status(408, "request_too_slow", "Request timeout"),
+    JobCancelled: Status(409, "job_cancelled", "Job cancelled"),
     BodyTooLarge: Status(413, "body_too_large", "Body too large"),
     PictureTooLarge: Status(413, "picture_too_large", "Picture too large"),
     IdempotencyMismatch: Status(422, "idempotency_mismatch", "Idempotency key used before"),
@@ -209,8 +215,8 @@ def status_of(error: ProblemError) -> Status:
     return STATUS_TABLE[type(error)]
 
 
-def problem_document(error: ProblemError, request_id: str) -> dict[str, Any]:
-    """The body of an `application/problem+json` answer."""
+def problem_document(error: ProblemError, request_id: str | None = None) -> dict[str, Any]:
+    """The body of an `application/problem+json` answer, or a part of another document."""
     row = status_of(error)
     document: dict[str, Any] = {
         "type": f"urn:onestep:problem:{row.code}",
@@ -218,8 +224,9 @@ def problem_document(error: ProblemError, request_id: str) -> dict[str, Any]:
         "status": row.status,
         "detail": error.detail,
         "code": row.code,
-        "request_id": request_id,
     }
+    if request_id is not None:
+        document["request_id"] = request_id
     if error.field is not None:
         document["field"] = error.field
     if error.allowed is not None:

@@ -128,6 +128,14 @@ class GenerateRequest(BaseModel):
     )
 
 
+class JobRequest(GenerateRequest):
+    """Body of POST /v1/jobs."""
+
+    webhook: str | None = Field(
+        default=None, description="URL that gets a signed POST when the job has ended."
+    )
+
+
 @dataclass(frozen=True)
 class Generation:
     """A request that has been checked and has no open choices left.
@@ -135,6 +143,7 @@ class Generation:
     Attributes:
         image: a file as it came, not looked into yet; there where the key has a strength.
         mask: likewise, and never without an image.
+        webhook: URL as it came, not looked at yet.
     """
 
     key: BatchKey
@@ -147,6 +156,7 @@ class Generation:
     priority: Priority | None = None
     image: bytes | None = None
     mask: bytes | None = None
+    webhook: str | None = None
 
     @property
     def num_pixel_steps(self) -> int:
@@ -169,7 +179,9 @@ def check_json_size(body: bytes) -> None:
         )
 
 
-def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
+def parse_generation(
+    body: bytes, limits: ModelLimits, kind: type[GenerateRequest] = GenerateRequest
+) -> Generation:
     """Check a JSON body against the schema and the served model.
 
     Raises:
@@ -177,14 +189,17 @@ def parse_generation(body: bytes, limits: ModelLimits) -> Generation:
     """
     check_json_size(body)
     try:
-        request = GenerateRequest.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
-        raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
+        raise first_refusal(error, kind, allowed_values(limits)) from None
     return resolve(request, limits)
 
 
 def parse_generation_form(
-    texts: Mapping[str, str], files: Mapping[str, bytes], limits: ModelLimits
+    texts: Mapping[str, str],
+    files: Mapping[str, bytes],
+    limits: ModelLimits,
+    kind: type[GenerateRequest] = GenerateRequest,
 ) -> Generation:
     """The same of a form, where numbers are text.
 
@@ -192,9 +207,9 @@ def parse_generation_form(
         InvalidRequest: names the field and what is allowed.
     """
     try:
-        request = GenerateRequest.model_validate_strings(texts, strict=False)
+        request = kind.model_validate_strings(texts, strict=False)
     except ValidationError as error:
-        raise first_refusal(error, GenerateRequest, allowed_values(limits)) from None
+        raise first_refusal(error, kind, allowed_values(limits)) from None
     return resolve(request.model_copy(update=dict(files)), limits)
 
 
@@ -293,6 +308,7 @@ def resolve(request: GenerateRequest, limits: ModelLimits) -> Generation:
         priority=None if request.priority is None else PRIORITIES[request.priority],
         image=request.image,
         mask=request.mask,
+        webhook=request.webhook if isinstance(request, JobRequest) else None,
     )
 
 

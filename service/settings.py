@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import StartError
 
 ENV_PREFIX = "ONESTEP_"
+# What clients on the same machine keep their key in; the copied commands of the page name it.
+_CLIENTS_NAMES = frozenset({f"{ENV_PREFIX}API_KEY"})
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 
 
@@ -66,6 +68,9 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(default=3, ge=1, description="then a job fails for good")
     max_run_s: float = Field(default=60.0, gt=0, description="a longer run of the engine hangs")
     deadline_s: float = Field(default=30.0, gt=0, description="from arrival to answer")
+    job_deadline_s: float = Field(
+        default=600.0, gt=0, le=86400, description="the same of jobs that nobody waits for"
+    )
     body_timeout_s: float = Field(default=20.0, gt=0, description="for a body to arrive")
     max_body_bytes: int = Field(default=65536, ge=1024, description="where no picture may come")
     max_upload_bytes: int = Field(default=2**23, ge=1024, description="of a body with a picture")
@@ -80,6 +85,9 @@ class Settings(BaseSettings):
     )
     max_kept_bytes: int = Field(
         default=2**28, ge=2**24, description="of kept pictures, where the queue is in memory"
+    )
+    max_event_streams: int = Field(
+        default=1000, ge=0, description="clients that follow a job at a time; 0 offers none"
     )
     webhooks: bool = Field(default=False, description="tell another service how a job ended")
     webhook_secrets: _Secrets = Field(
@@ -129,7 +137,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known | _CLIENTS_NAMES:
             raise StartError(f"{name}: no such setting; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in overrides.items() if value is not None}
     try:

@@ -48,6 +48,13 @@ class Stand:
         async with redis.asyncio.from_url(self._url) as client:
             await client.flushall()
 
+    async def fields_of_jobs(self, field: str) -> list[str | None]:
+        """What jobs have under a field; those without it are left out."""
+        async with redis.asyncio.from_url(self._url, decode_responses=True) as client:
+            keys = [key async for key in client.scan_iter("*:job:*")]
+            values = [await client.hget(key, field) for key in keys]
+            return [value for value in values if value is not None]
+
     async def leftovers(self) -> list[str]:
         """Keys of open jobs."""
         async with redis.asyncio.from_url(self._url, decode_responses=True) as client:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -43,7 +44,9 @@ class Fleet:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._num_started = 0
 
-    def _start(self, *arguments: str, **settings: object) -> tuple[subprocess.Popen[bytes], Path]:
+    def _start(
+        self, *arguments: str, pass_fds: tuple[int, ...] = (), **settings: object
+    ) -> tuple[subprocess.Popen[bytes], Path]:
         self._num_started += 1
         printed = self._folder / f"{arguments[0]}{self._num_started}.out"
         environment = service_environment(
@@ -57,19 +60,44 @@ class Fleet:
                 env=environment | {"OMP_NUM_THREADS": "1", "ONESTEP_NUM_THREADS": "1"},
                 stdout=out,
                 stderr=errors,
+                pass_fds=pass_fds,
             )
         return process, printed
 
-    def start_api(self) -> None:
-        process, printed = self._start("api", "--port", "0")
+    def start_api(self, port: int = 0) -> None:
+        process, printed = self._start("api", "--port", str(port))
         self.apis.append(process)
+        self.ports.append(self._wait_for_page(process, printed))
+
+    def _wait_for_page(self, process: subprocess.Popen[bytes], printed: Path) -> int:
         until_s = time.monotonic() + _START_S
         while time.monotonic() < until_s and process.poll() is None:
             if found := re.search(r"page +http://[^:]+:(\d+)/", printed.read_text()):
-                self.ports.append(int(found[1]))
-                return
+                return int(found[1])
             time.sleep(0.02)
         raise AssertionError(printed.with_suffix(".err").read_text()[-4000:])
+
+    def start_api_at(self, listener: socket.socket) -> None:
+        """One more API process at a socket that this process holds open."""
+        fd = listener.fileno()
+        process, printed = self._start("api", "--fd", str(fd), pass_fds=(fd,))
+        self.apis.append(process)
+        self._wait_for_page(process, printed)
+
+    def replace_api(self, listener: socket.socket) -> None:
+        """Start a new one, then ask the oldest to stop, and wait until it has."""
+        self.start_api_at(listener)
+        oldest = self.apis.pop(0)
+        oldest.send_signal(signal.SIGTERM)
+        assert oldest.wait(60) == 0
+
+    def replace_worker(self, model: str) -> None:
+        """Start a new one, and once it asks for jobs let the oldest finish."""
+        self.start_worker()
+        self.wait_for_workers(model, len(self.workers))
+        oldest = self.workers.pop(0)
+        oldest.send_signal(signal.SIGTERM)
+        assert oldest.wait(60) == 0
 
     def start_worker(self) -> None:
         self.workers.append(self._start("worker")[0])
@@ -102,6 +130,12 @@ class Fleet:
             process.send_signal(signal.SIGTERM)
         return [process.wait(60) for process in processes]
 
+    def stop_apis(self) -> None:
+        for process in self.apis:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        self.apis.clear()
+
     def close(self) -> None:
         for process in (*self.workers, *self.apis):
             if process.poll() is None:
@@ -132,11 +166,13 @@ class Ledger:
 
     Attributes:
         told: what each request was answered in the end: statuses and bodies.
+        num_broken: connections that broke under a request, which was sent again.
         refused: bodies of refusals that asked to come again, which was done.
         ends: how often the end of each job was announced.
     """
 
     told: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
+    num_broken: int = 0
     refused: list[bytes] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -145,6 +181,10 @@ class Ledger:
     def note(self, number: int, status: int, content: bytes) -> None:
         with self._lock:
             self.told.setdefault(number, []).append((status, content))
+
+    def note_break(self) -> None:
+        with self._lock:
+            self.num_broken += 1
 
     def note_refusal(self, content: bytes) -> None:
         with self._lock:
@@ -183,7 +223,11 @@ class Ledger:
 
 
 def ask_all(
-    ports: list[int], requests: list[dict[str, Any]], ledger: Ledger, num_clients: int
+    ports: list[int],
+    requests: list[dict[str, Any]],
+    ledger: Ledger,
+    num_clients: int,
+    first_number: int = 0,
 ) -> None:
     """Send all requests, `num_clients` at a time, over connections that are kept.
 
@@ -202,15 +246,21 @@ def ask_all(
                 connection.close()
                 return
             while True:
-                connection.request("POST", "/v1/generate", json.dumps(requests[number]), headers)
-                answer = connection.getresponse()
-                content = answer.read()
+                try:
+                    body = json.dumps(requests[number])
+                    connection.request("POST", "/v1/generate", body, headers)
+                    answer = connection.getresponse()
+                    content = answer.read()
+                except (OSError, http.client.HTTPException):
+                    ledger.note_break()
+                    connection.close()
+                    continue
                 wait_s = answer.getheader("retry-after")
                 if wait_s is None:
                     break
                 ledger.note_refusal(content)
                 time.sleep(float(wait_s))
-            ledger.note(number, answer.status, content)
+            ledger.note(first_number + number, answer.status, content)
 
     threads = [threading.Thread(target=client, args=(index,)) for index in range(num_clients)]
     for thread in threads:

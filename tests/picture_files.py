@@ -193,7 +193,11 @@ def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     yield "animated webp", animated("webp"), "invalid_request"
     for format, content in whole.items():
         for share in (0.1, 0.5, 0.9):
-            yield f"{format} cut", content[: int(share * len(content))], "invalid_request"
+            yield (
+                f"{format} cut at {share:.0%}",
+                content[: int(share * len(content))],
+                "invalid_request",
+            )
     yield "png without size", PNG_SIGNATURE + png_header(0, 9), "invalid_request"
     yield "webp without frame", webp_that_claims(48, 32), "invalid_request"
     yield "png of 81 megapixels", large_png(9000, 9000), "picture_too_large"
@@ -203,4 +207,5 @@ def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     yield "png with a huge header", png_with_second_header(30000, 30000), "picture_too_large"
     yield "jpeg header of 4 gigapixels", jpeg_that_claims(65535, 65535), "picture_too_large"
     yield "jpeg with two headers", jpeg_with_second_header(5000, 5000), "picture_too_large"
+    yield "webp canvas of 144 megapixels", webp_that_claims(12000, 12000), "picture_too_large"
     yield "webp canvas of 268 megapixels", webp_that_claims(16383, 16383), "picture_too_large"

@@ -53,13 +53,14 @@ def running_service(
     folder: Path,
     *,
     command: Sequence[str] = (sys.executable, "-m", "service"),
+    extra_arguments: Sequence[str] = (),
     **settings: object,
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, wait until it is ready, stop it at the end."""
     stdout_path, stderr_path = folder / "stdout", folder / "stderr"
     with stdout_path.open("wb") as stdout, stderr_path.open("wb") as stderr:
         process = subprocess.Popen(
-            [*command, "serve", "--model", str(bundle), "--port", "0"],
+            [*command, "serve", "--model", str(bundle), "--port", "0", *extra_arguments],
             cwd=Path(__file__).resolve().parent.parent,
             env=service_environment(**settings),
             stdout=stdout,

@@ -23,6 +23,7 @@ from PIL import Image
 from engines.pipeline import Generated, Pipeline
 from service.app import create_app
 from service.brokers.memory import MemoryBroker
+from service.brokers.redis import RedisBroker
 from service.processes.models import load_limits
 from service.processes.sockets import server_config
 from service.routes.context import AppContext, Phase, Readiness
@@ -56,12 +57,18 @@ class GatedPipeline:
 class Stack:
     """One process's parts, joined as the command joins them."""
 
-    def __init__(self, bundle: Path, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        pipeline: Pipeline,
+        settings: Settings,
+        broker: MemoryBroker | RedisBroker | None = None,
+    ) -> None:
         self.settings = settings
         self.pipeline = GatedPipeline(pipeline)
         self.telemetry = Telemetry()
         limits = load_limits(bundle)
-        self.broker = MemoryBroker(settings.max_queue_depth)
+        self.broker = broker or MemoryBroker(settings.max_queue_depth)
         self.readiness = Readiness(self.telemetry)
         self.worker = Worker(
             self.broker,
@@ -98,8 +105,13 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(bundle: Path, pipeline: Pipeline, **settings: Any) -> AsyncIterator[Stack]:
-    stack = Stack(bundle, pipeline, load_settings(max_batch_size=4, **settings))
+async def running(
+    bundle: Path,
+    pipeline: Pipeline,
+    broker: MemoryBroker | RedisBroker | None = None,
+    **settings: Any,
+) -> AsyncIterator[Stack]:
+    stack = Stack(bundle, pipeline, load_settings(max_batch_size=4, **settings), broker)
     await stack.worker.start()
     working = asyncio.create_task(stack.worker.run())
     stack.readiness.set(Phase.READY, "")

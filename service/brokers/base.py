@@ -6,6 +6,8 @@ Owns the promises that every broker keeps and that one contract suite checks:
   cancellation and the deadline comes first; everyone who waits for it hears of that one.
 - `put` takes all jobs of a request or none, refuses once `max_depth` jobs are open, and takes a
   request once: ids that are known already are not queued again, their outcome is waited for.
+- A request that names a webhook is handed to one process after the other, until one of them says
+  that it has been told.
 - `take` hands out a batch of one key by the rules of `service.batching`, never more than there is,
   and never waits for a batch to fill.
 - A job is handed out again when its worker does not renew it within the lease; an outcome counts
@@ -19,12 +21,12 @@ two sides may live in one process or in many. Knows neither HTTP nor engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.batching import Batch, Delivery
-from service.jobs import Job, JobOutcome, JobRecord
+from service.jobs import FailureReason, Job, JobFailed, JobOutcome, JobRecord
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Broker(Protocol):
     async def put(self, jobs: Sequence[Job]) -> list[asyncio.Future[JobOutcome]]:
         """Accept all jobs of a request or none; one future per job, in order.
 
+        What is not kept any longer of a request that is known has failed as `LOST`.
+
         Raises:
             QueueFull: they do not fit; carries the estimated time until the queue is empty.
             Draining: the broker is closed.
@@ -140,8 +144,13 @@ class Broker(Protocol):
         """Futures of jobs that were put by anyone; None for ids that are not known."""
         ...
 
-    async def find(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """What is known of jobs, the outcome included as long as it is kept."""
+    async def find(
+        self, job_ids: Sequence[str], *, with_pictures: bool = True
+    ) -> list[JobRecord | None]:
+        """What is known of jobs, the outcome included as long as it is kept.
+
+        Without pictures, those of the outcomes may be empty: they need not be carried here.
+        """
         ...
 
     async def requests_of(self, owner: str, max_requests: int) -> list[str]:
@@ -150,6 +159,18 @@ class Broker(Protocol):
 
     async def cancel(self, job_ids: Collection[str]) -> int:
         """End jobs that have no outcome yet; how many of them had not been taken."""
+        ...
+
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
+        """Requests whose webhooks nobody holds, for this process to hold from now on.
+
+        `held` are those that it holds already. After `hold_s` without another call that names it,
+        a request is handed to whoever asks.
+        """
+        ...
+
+    async def drop_webhook(self, request: str) -> None:
+        """The request's webhook has come to its end, and nobody needs to hold it again."""
         ...
 
     async def take(self, want: Want, *, wait: bool) -> Taken | None:
@@ -179,3 +200,19 @@ class Broker(Protocol):
     async def close(self) -> None:
         """Refuse new jobs from here on, and let `take` come to its end."""
         ...
+
+
+def lost_where_unknown(
+    job_ids: Iterable[str], futures: Iterable[asyncio.Future[JobOutcome] | None]
+) -> list[asyncio.Future[JobOutcome]]:
+    """What `watch` answered, with the end of those jobs that are not known any longer."""
+    return [
+        _ended(JobFailed(job_id, FailureReason.LOST)) if future is None else future
+        for job_id, future in zip(job_ids, futures, strict=True)
+    ]
+
+
+def _ended(outcome: JobOutcome) -> asyncio.Future[JobOutcome]:
+    future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
+    future.set_result(outcome)
+    return future

@@ -26,6 +26,7 @@ def job_to_bytes(job: Job) -> bytes:
                 *(_VERSION, job.id, key.model, key.width, key.height, key.steps, key.strength),
                 *(job.prompt, job.seed, job.format, job.created_s, job.deadline_s, job.quality),
                 *(job.owner, int(job.priority), job.num_images, job.keep_s, job.secret, job.digest),
+                job.webhook,
             ]
         ),
     )
@@ -36,7 +37,8 @@ def job_from_bytes(body: bytes, image: bytes | None) -> Job:
     fields = cast(list[Any], msgpack.unpackb(body))
     _, job_id, model, width, height, steps, strength, *rest = fields
     prompt, seed, image_format, created_s, deadline_s, quality, *rest = rest
-    owner, priority, num_images, keep_s, secret, digest, *_ = rest
+    owner, priority, num_images, keep_s, secret, digest, *rest = rest
+    webhook = rest[0] if rest else ""
     return Job(
         id=job_id,
         key=BatchKey(model, width, height, steps, strength),
@@ -53,6 +55,7 @@ def job_from_bytes(body: bytes, image: bytes | None) -> Job:
         secret=secret,
         digest=digest,
         image=image,
+        webhook=webhook,
     )
 
 

@@ -11,6 +11,7 @@ script may touch them together. `P` is `onestep:{MODEL}:`.
     P due                the same by deadline
     P owner:OWNER        sorted set of an owner's kept requests, by time of arrival
     P served, P turn     which lane was served when, and the counter behind it
+    P webhooks           sorted set of requests with a webhook, by when another process may hold it
     P wake               stream of one entry: something may be taken
     P replies:PROCESS    stream of ended jobs that an API process waits for
     P workers            sorted set of workers, by their last sign of life
@@ -70,3 +71,8 @@ def replies(model: str, process: str) -> str:
 def wake(model: str) -> str:
     """What idle workers wait on."""
     return f"{prefix(model)}wake"
+
+
+def webhooks(model: str) -> str:
+    """Requests whose webhooks have not come to their end."""
+    return f"{prefix(model)}webhooks"

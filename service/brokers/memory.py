@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cachetools import TLRUCache
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery, WaitingJobs
-from service.brokers.base import QueueDepth, StoreHealth, Taken, Want
+from service.brokers.base import QueueDepth, StoreHealth, Taken, Want, lost_where_unknown
 from service.brokers.pace import Pace
 from service.errors import Draining, IdempotencyMismatch, QueueFull
 from service.jobs import (
@@ -64,6 +64,8 @@ class MemoryBroker:
             timer=clock,
             getsizeof=_size_of,
         )
+        # Requests by when their webhooks may be handed out.
+        self._webhooks: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._is_closed = False
         self._pace = Pace()
@@ -86,7 +88,8 @@ class MemoryBroker:
                     "idempotency-key: it came with another request before; use a new one",
                     field="idempotency-key",
                 )
-            return [future for future in await self.watch(siblings(known)) if future is not None]
+            ids = siblings(known)
+            return lost_where_unknown(ids, await self.watch(ids))
         if self._is_closed:
             raise Draining("the service is shutting down and takes no new requests")
         if len(self._open) + len(jobs) > self._max_depth:
@@ -97,6 +100,8 @@ class MemoryBroker:
         for job in jobs:
             self._open[job.id] = _Open(job)
             self._waiting.add(job)
+            if job.webhook:
+                self._webhooks[request_of(job.id)] = self.now_s()
         self._changed.set()
         return [self._future(self._open[job.id]) for job in jobs]
 
@@ -104,8 +109,10 @@ class MemoryBroker:
         """Join those who wait."""
         return [self._watch(job_id) for job_id in job_ids]
 
-    async def find(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """Open jobs and kept outcomes."""
+    async def find(
+        self, job_ids: Sequence[str], *, with_pictures: bool = True
+    ) -> list[JobRecord | None]:
+        """Open jobs and kept outcomes; pictures cost nothing here."""
         return [self._find(job_id) for job_id in job_ids]
 
     async def requests_of(self, owner: str, max_requests: int) -> list[str]:
@@ -123,6 +130,19 @@ class MemoryBroker:
             num_waiting += self._waiting.remove(job_id) is not None
             self._finish(JobFailed(job_id, FailureReason.CANCELLED))
         return num_waiting
+
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
+        """There is one process; what it let go of, it gets again."""
+        now_s = self.now_s()
+        for request in self._webhooks.keys() & held:
+            self._webhooks[request] = now_s + hold_s
+        free = [request for request, from_s in self._webhooks.items() if from_s <= now_s][:max_new]
+        self._webhooks |= dict.fromkeys(free, now_s + hold_s)
+        return free
+
+    async def drop_webhook(self, request: str) -> None:
+        """Forget it."""
+        self._webhooks.pop(request, None)
 
     async def take(self, want: Want, *, wait: bool) -> Taken | None:
         """Hand out the next batch, once there is one."""
@@ -215,6 +235,8 @@ class MemoryBroker:
 
     def _future(self, entry: _Open) -> asyncio.Future[JobOutcome]:
         future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
+        # Whoever came and went while the job waits must not fill the list.
+        entry.futures = [waiting for waiting in entry.futures if not waiting.done()]
         entry.futures.append(future)
         return future
 

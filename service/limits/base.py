@@ -44,7 +44,7 @@ class Claim:
     Attributes:
         owner: whose allowance it is.
         cost: pixel-steps of all its pictures.
-        job_ids: its pictures, which stay open until they are released.
+        job_ids: names of its pictures, which stay open until they are released.
         open_s: after this long they count no more, even when nobody released them.
     """
 

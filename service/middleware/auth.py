@@ -39,6 +39,7 @@ _CORS_HEADERS = (
 )
 _CORS_EXPOSED = (
     *("x-request-id", "retry-after", "retry-after-ms", "location", "server-timing"),
+    *("preference-applied", "idempotent-replayed"),
     *("x-onestep-seed", "x-onestep-queue-ms", "x-onestep-run-ms", "x-onestep-batch-size"),
     "x-ratelimit-remaining-pixel-steps",
 )

@@ -14,7 +14,7 @@ from service.middleware.problems import problem_response
 from service.settings import Settings
 
 # Routes whose bodies may hold a picture.
-_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/images/edits"})
+_UPLOAD_PATHS = frozenset({"/v1/generate", "/v1/jobs", "/v1/images/edits"})
 # Bodies are held for the time of a request, which is short.
 _HELD_RETRY_S = 1.0
 

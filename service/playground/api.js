@@ -1,15 +1,22 @@
 // The service's wire format as the page sees it. Knows nothing of the page.
 
+import { hasKey, keyHeaders } from "/playground/access.js";
+
 const GENERATE_PATH = "/v1/generate";
 const UNREACHABLE_RETRY_MS = 3000;
 const MAX_RETRY_MS = 60_000;
+const UNAUTHORIZED = 401;
 
-/** An answer other than a picture; `retryMs` is set when asking again later makes sense. */
+/**
+ * An answer other than a picture; `retryMs` is set when asking again later makes sense, and
+ * `isKeyAsked` when asking makes sense with another API key only.
+ */
 export class Problem extends Error {
-  constructor(detail, { field, retryMs } = {}) {
+  constructor(detail, { field, retryMs, isKeyAsked = false } = {}) {
     super(detail);
     this.field = field;
     this.retryMs = retryMs;
+    this.isKeyAsked = isKeyAsked;
   }
 }
 
@@ -62,29 +69,31 @@ export function fromBase64(text, type) {
   return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type });
 }
 
-/** The shell command that draws the same picture. */
+/** The shell command that draws the same picture. A key is named by its variable, never shown. */
 export function curlCommand(wish, origin) {
   // Inside single quotes a shell leaves everything alone but the quote itself.
   const body = JSON.stringify(wish).replaceAll("'", "'\\''");
   return [
     `curl -sS '${origin}${GENERATE_PATH}'`,
     "-H 'content-type: application/json' -H 'accept: image/png'",
+    ...(hasKey() ? ['-H "Authorization: Bearer $ONESTEP_API_KEY"'] : []),
     `-d '${body}' -o picture.png`,
   ].join(" \\\n  ");
 }
 
-/** The program that draws the same picture, with the `openai` client. */
+/** The program that draws the same picture, with the `openai` client. As for the key, as above. */
 export function pythonProgram(wish, [width, height], origin) {
   const { prompt, seed, steps, image, strength } = wish;
   const more = { seed, num_inference_steps: steps, ...(image && { strength }) };
   const method = image ? "edit" : "generate";
   const start = image ? `\n    image=("start.jpg", b64decode("${image}")),` : "";
+  const [needed, key] = hasKey() ? ["import os\n", 'os.environ["ONESTEP_API_KEY"]'] : ["", '"none"'];
   // JSON's strings, numbers and objects are Python's.
-  return `from base64 import b64decode
+  return `${needed}from base64 import b64decode
 
 from openai import OpenAI
 
-client = OpenAI(base_url="${origin}/v1", api_key="none")
+client = OpenAI(base_url="${origin}/v1", api_key=${key})
 answer = client.images.${method}(${start}
     prompt=${JSON.stringify(prompt)},
     size="${width}x${height}",
@@ -97,7 +106,8 @@ with open("picture.png", "wb") as file:
 
 async function ask(path, init, form) {
   try {
-    const response = await fetch(path, init);
+    const headers = { ...init.headers, ...keyHeaders() };
+    const response = await fetch(path, { ...init, headers });
     if (!response.ok) throw await readProblem(response);
     return { headers: response.headers, body: await response[form]() };
   } catch (error) {
@@ -108,8 +118,13 @@ async function ask(path, init, form) {
 
 async function readProblem(response) {
   const body = await response.json().catch(() => ({}));
-  const detail = body.detail || body.title || `the service answered ${response.status}`;
-  return new Problem(asSentence(detail), { field: body.field, retryMs: readRetryMs(response.headers) });
+  // Some paths answer in OpenAI's form.
+  const told = body.detail || body.error?.message || body.title;
+  return new Problem(asSentence(told || `the service answered ${response.status}`), {
+    field: body.field,
+    retryMs: readRetryMs(response.headers),
+    isKeyAsked: response.status === UNAUTHORIZED,
+  });
 }
 
 export function asSentence(text) {

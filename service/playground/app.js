@@ -1,10 +1,11 @@
 // The page: joins controls, sources, the way to the service and the stage.
 
-import { generateSeveral, Problem, readModel } from "/playground/api.js";
+import { generateSeveral, Problem } from "/playground/api.js";
 import {
   chooseView, fitControls, isLocked, isSeedValid, limitSteps, MAX_SEED, readControls, readView,
   rollSeed, setLocked, showPromptState, writeControls,
 } from "/playground/controls.js";
+import { Gate } from "/playground/gate.js";
 import { History } from "/playground/history.js";
 import { listenForKeys } from "/playground/keys.js";
 import { Latest } from "/playground/latest.js";
@@ -17,7 +18,6 @@ import { say, setBusy, showChannel, showGrid, showPicture } from "/playground/st
 const PAUSE_MS = 20;
 const GRID_PATIENCE_MS = 600;
 const SETTLED_MS = 900;
-const RELOAD_MS = 2000;
 // A small picture is shown far larger than it is, and every trace of compression with it.
 const MAX_EXACT_PX = 256;
 
@@ -32,6 +32,7 @@ const live = new Live({
 const grids = new Latest(drawGrid, GRID_PATIENCE_MS);
 const source = new Source(wishSoon);
 const strip = new History($("history"), recall);
+const gate = new Gate({ onLeave: leave, onEnter: enter });
 
 let model;
 let format;
@@ -57,7 +58,7 @@ function wishNow() {
   typingTimer = undefined;
   clearTimeout(settledTimer);
   showPromptState();
-  if (!model) return;
+  if (!model || gate.isClosed) return;
   if (!readControls().prompt || !isSeedValid()) {
     live.cancel();
     grids.cancel();
@@ -111,6 +112,10 @@ function goOn() {
 }
 
 function tell(problem) {
+  if (problem.isKeyAsked) {
+    gate.close(problem.message);
+    return;
+  }
   const { message, retryMs, field } = problem;
   const again = retryMs ? ` Trying again in ${Math.ceil(retryMs / 1000)} s.` : "";
   say(message + again, field ?? "service");
@@ -190,40 +195,36 @@ function listenToControls() {
   });
 }
 
-function listenForFiles() {
-  const open = (event, files) => {
-    const file = [...files].find(({ type }) => type.startsWith("image/"));
-    if (!file || !source.isOffered) return;
-    event.preventDefault();
-    source.open(file);
-  };
-  addEventListener("dragover", (event) => event.preventDefault());
-  addEventListener("drop", (event) => open(event, event.dataTransfer.files));
-  addEventListener("paste", (event) => open(event, event.clipboardData.files));
-}
-
 const start = (mode) => () => source.isOffered && source.choose(mode);
 
-async function load() {
-  try {
-    model = await readModel();
-  } catch (error) {
-    say(`${error.message} Trying again.`, "service");
-    setTimeout(load, RELOAD_MS);
-    return;
-  }
+function leave() {
+  live.leave();
+  grids.cancel();
+}
+
+function enter(offered) {
+  fit(offered);
+  live.connect();
+  wishNow();
+}
+
+function fit(offered) {
+  // A drawing that was begun outlives another key.
+  if (JSON.stringify(offered) === JSON.stringify(model)) return;
+  model = offered;
   const isSmall = Math.max(...model.sizes[0]) <= MAX_EXACT_PX;
   format = isSmall ? { format: "png" } : { format: "jpeg", quality: 90 };
   fitControls(model, wishNow);
   source.fit(model);
   prompt.value ||= model.examples[0] ?? "";
-  followAddress();
-  wishNow();
+  // The rest of the address stands in the controls already, and may have been changed there since.
+  writeControls({ steps: readHash().steps });
 }
 
 rollSeed();
+followAddress();
 listenToControls();
-listenForFiles();
+source.listenForFiles();
 const sharing = listenToSharing({
   readWish,
   readShown: () => shown,
@@ -243,4 +244,4 @@ listenForKeys({
   s: sharing.save,
   k: sharing.copyLink,
 });
-load();
+gate.enter();

@@ -27,7 +27,18 @@ export class Live {
       onMessage: (message) => this.#told(message),
       onClose: () => this.#closed(),
     });
+  }
+
+  /** Open the realtime connection; wishes until then go by POST. */
+  connect() {
     this.#realtime.open();
+  }
+
+  /** Show nothing that has been asked so far, and leave the connection. */
+  leave() {
+    this.cancel();
+    this.#realtime.leave();
+    this.#listener.onChannel(false);
   }
 
   ask(wish) {

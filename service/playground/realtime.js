@@ -1,5 +1,7 @@
 // The realtime connection: opens it, opens it again, takes its messages apart. Knows no page.
 
+import { keySubprotocols } from "/playground/access.js";
+
 const PATH = "/v1/realtime";
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 30_000;
@@ -24,11 +26,21 @@ export class Realtime {
     if (this.#socket || this.#retryTimer) return;
     const url = new URL(PATH, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    const socket = new WebSocket(url);
+    const socket = new WebSocket(url, keySubprotocols());
     socket.binaryType = "arraybuffer";
-    socket.addEventListener("message", ({ data }) => this.#read(data));
-    socket.addEventListener("close", ({ code }) => this.#closed(code));
+    socket.addEventListener("message", ({ data }) => socket === this.#socket && this.#read(data));
+    socket.addEventListener("close", ({ code }) => socket === this.#socket && this.#closed(code));
     this.#socket = socket;
+  }
+
+  /** Leave at once, and do not come back before `open` is called. */
+  leave() {
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = undefined;
+    this.#numFailures = 0;
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close();
   }
 
   send(message) {

@@ -104,6 +104,19 @@ export class Source {
     this.#board.undo();
   }
 
+  /** Take pictures that are dropped or pasted anywhere on the page. */
+  listenForFiles() {
+    const open = (event, files) => {
+      const file = [...files].find(({ type }) => type.startsWith("image/"));
+      if (!file || !this.isOffered) return;
+      event.preventDefault();
+      this.open(file);
+    };
+    addEventListener("dragover", (event) => event.preventDefault());
+    addEventListener("drop", (event) => open(event, event.dataTransfer.files));
+    addEventListener("paste", (event) => open(event, event.clipboardData.files));
+  }
+
   /** Put a picture file onto the board. */
   async open(file) {
     let bitmap;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -69,8 +70,8 @@ def address_of(listener: socket.socket, host: str) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """How the application is put on a socket."""
+def server_config(app: ASGIApp, settings: Settings, finish_s: float = 5) -> uvicorn.Config:
+    """How the application is put on a socket; at its end, requests have `finish_s` to finish."""
     return uvicorn.Config(
         app,
         http=BoundedHttp,
@@ -78,7 +79,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=math.ceil(finish_s),
         ws_max_size=settings.realtime_max_message_bytes,
         # Pictures are compressed already.
         ws_per_message_deflate=False,
@@ -96,10 +97,10 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def answering(
-    app: ASGIApp, listener: socket.socket, settings: Settings
+    app: ASGIApp, listener: socket.socket, settings: Settings, finish_s: float = 5
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Answer requests on a listener until the end of the block."""
-    server = _Server(server_config(app, settings))
+    """Answer requests on a listener until the end of the block, and those in hand after it."""
+    server = _Server(server_config(app, settings, finish_s))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield serving

@@ -27,7 +27,7 @@ from service.telemetry import Telemetry, log_event
 from service.worker import Worker, WorkerOptions
 
 # A batch in hand takes less; what it overruns is handed back.
-_DRAIN_S = 30.0
+DRAIN_S = 30.0
 
 
 async def work(settings: Settings) -> int:
@@ -72,7 +72,7 @@ async def work(settings: Settings) -> int:
                 stopping.cancel()
                 readiness.set(Phase.DRAINING, "the worker is shutting down")
                 await broker.close()
-                status = await drain(working, min(_DRAIN_S, settings.max_run_s))
+                status = await drain(working, min(DRAIN_S, settings.max_run_s))
                 with contextlib.suppress(QueueUnavailable):
                     await worker.hand_back()
                 return status

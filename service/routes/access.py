@@ -9,21 +9,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 
 from service.errors import Forbidden, ProblemError, QuotaExceeded, RateLimited
-from service.jobs import Job, JobOutcome, Priority
+from service.jobs import Job, JobOutcome, Priority, job_id
 from service.limits.base import Claim, Decision, Verdict
 from service.principal import Principal
 from service.routes.context import AppContext
 from service.schemas import PRIORITIES, Generation
+from service.telemetry import new_id
 
 REMAINING_HEADER = b"x-ratelimit-remaining-pixel-steps"
 # A picture that nobody reported as done counts as open for this long after its deadline.
 OPEN_MARGIN_S = 5.0
 _PRIORITY_NAMES = {priority: name for name, priority in PRIORITIES.items()}
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request's jobs as the queue has them, and their ends; `is_known`: from before."""
+
+    jobs: Sequence[Job]
+    futures: Sequence[asyncio.Future[JobOutcome]]
+    is_known: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may want these pictures, too, now or later."""
+        return self.jobs[0].keep_s > 0
 
 
 def principal_of(request: HTTPConnection) -> Principal:
@@ -65,30 +81,48 @@ def priority_for(principal: Principal, generation: Generation) -> Priority:
 
 async def put_within_limits(
     request: HTTPConnection, generation: Generation, jobs: Sequence[Job]
-) -> list[asyncio.Future[JobOutcome]]:
-    """Queue a request's jobs if its sender may spend so much; one future per job, in order.
+) -> Accepted:
+    """Queue a request's jobs if its sender may spend so much.
+
+    A request that is queued already is not charged again.
 
     Raises:
         Forbidden: the request costs more than the sender may ever spend at once.
         RateLimited: too much within a short time.
         QuotaExceeded: too much within a day.
         QueueFull: nothing is charged then.
+        IdempotencyMismatch: nor then.
     """
     context = cast(AppContext, request.app.state.context)
     principal = principal_of(request)
     if principal.allowance.is_unlimited:
-        return await context.broker.put(jobs)
+        return await _put(jobs, context)
     claim = _claim(principal, generation, jobs, context)
     await _take(claim, context, request.scope["state"])
     try:
-        futures = await context.broker.put(jobs)
+        accepted = await _put(jobs, context)
     except BaseException:
         await context.limiter.give_back(claim)
         raise
-    if principal.allowance.max_open_pictures:
-        for job, future in zip(jobs, futures, strict=True):
-            _release_at_end(job, future, context)
-    return futures
+    if accepted.is_known:
+        await context.limiter.give_back(claim)
+    elif principal.allowance.max_open_pictures:
+        for open_id, future in zip(claim.job_ids, accepted.futures, strict=True):
+            _release_at_end(claim.owner, open_id, future, context)
+    return accepted
+
+
+async def _put(jobs: Sequence[Job], context: AppContext) -> Accepted:
+    futures = await context.broker.put(jobs)
+    if not jobs[0].digest:
+        return Accepted(jobs, futures)
+    # The same request may have come a moment earlier, to any process: the secret tells whose
+    # jobs they are.
+    found = await context.broker.find([job.id for job in jobs], with_pictures=False)
+    stored = [
+        job if record is None else record.job for job, record in zip(jobs, found, strict=True)
+    ]
+    return Accepted(stored, futures, is_known=stored[0].secret != jobs[0].secret)
 
 
 def _claim(
@@ -119,7 +153,11 @@ def _claim(
             allowed={"min": 1, "max": allowance.max_open_pictures},
         )
     open_s = max(job.deadline_s for job in jobs) - context.broker.now_s() + OPEN_MARGIN_S
-    return Claim(principal.owner, allowance, cost, tuple(job.id for job in jobs), open_s)
+    # Ids of its own: two requests with one idempotency key have the same jobs, and the one that
+    # came too late must not release what the other one holds.
+    claim = new_id()
+    open_ids = tuple(job_id(claim, index) for index in range(len(jobs)))
+    return Claim(principal.owner, allowance, cost, open_ids, open_s)
 
 
 async def _take(claim: Claim, context: AppContext, state: MutableMapping[str, Any]) -> None:
@@ -153,10 +191,12 @@ def _refusal(claim: Claim, decision: Decision) -> ProblemError:
     )
 
 
-def _release_at_end(job: Job, future: asyncio.Future[JobOutcome], context: AppContext) -> None:
+def _release_at_end(
+    owner: str, open_id: str, future: asyncio.Future[JobOutcome], context: AppContext
+) -> None:
     def release(_: asyncio.Future[JobOutcome]) -> None:
         # A loop that is being closed runs callbacks, and has no more use for the count.
         with contextlib.suppress(RuntimeError):
-            context.limiter.release(job.owner, (job.id,))
+            context.limiter.release(owner, (open_id,))
 
     future.add_done_callback(release)

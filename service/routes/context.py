@@ -12,6 +12,7 @@ from functools import cached_property
 from service.auth import KeyRing
 from service.brokers.base import Broker
 from service.errors import Draining, NotReady, QueueUnavailable
+from service.job_webhooks import JobWebhooks
 from service.jobs import FailureReason
 from service.limits.base import Limiter
 from service.limits.memory import MemoryLimiter
@@ -20,6 +21,7 @@ from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.uploads.pool import PictureDecoders
+from service.webhooks.delivery import Webhooks
 
 # A model loads within seconds; a client that comes back then finds it ready.
 NOT_READY_RETRY_S = 2.0
@@ -129,6 +131,23 @@ class AppContext:
         """
         path = self.settings.keys_file
         return None if path is None else KeyRing(path, self.anonymous.allowance)
+
+    @cached_property
+    def job_webhooks(self) -> JobWebhooks | None:
+        """Tells other services of jobs' ends, or None where that is not wanted.
+
+        Raises:
+            StartError: a setting is malformed, or there is no secret.
+        """
+        if not self.settings.webhooks:
+            return None
+        webhooks = Webhooks.from_settings(self.settings, self.telemetry)
+        return JobWebhooks(self.broker, webhooks, self.settings.public_url or "")
+
+    @cached_property
+    def streams(self) -> set[object]:
+        """The event streams that are open."""
+        return set()
 
     @cached_property
     def connections(self) -> set[object]:

@@ -1,13 +1,12 @@
-"""What every surface does between a checked request and its pictures.
+"""What every surface does between a request's jobs and its answer.
 
-Owns a request's jobs, the wait for their outcomes with the deadline and the client's departure, and
-what an answer tells of them. Knows the broker's protocol, neither a wire format nor an engine.
+Owns what counts as a refusal, the wait for outcomes with the deadline and the client's departure,
+and what an answer tells of them. Knows the broker's protocol, neither a wire format nor an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,37 +14,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Receive
 
-from service.errors import (
-    ClientClosed,
-    DeadlineExceeded,
-    GenerationFailed,
-    NotFound,
-    ProblemError,
-    status_of,
-)
-from service.jobs import FailureReason, ImageFormat, Job, JobDone, JobFailed, JobOutcome, job_id
-from service.principal import Principal
-from service.routes.access import check_model, priority_for
+from service.errors import ClientClosed, DeadlineExceeded, NotFound, ProblemError, status_of
+from service.job_documents import failure
+from service.jobs import Job, JobDone, JobFailed, JobOutcome
+from service.routes.access import Accepted
 from service.routes.context import AppContext
-from service.schemas import Generation
-from service.telemetry import new_id
-
-FAILURES: dict[FailureReason, type[ProblemError]] = {
-    FailureReason.ENGINE: GenerationFailed,
-    FailureReason.ENCODER: GenerationFailed,
-    FailureReason.EXPIRED: DeadlineExceeded,
-    FailureReason.CANCELLED: ClientClosed,
-    FailureReason.DELIVERIES: GenerationFailed,
-    FailureReason.LOST: GenerationFailed,
-}
-_FAILURE_DETAILS: dict[FailureReason, str] = {
-    FailureReason.ENGINE: "the engine failed on this picture; the log has the cause",
-    FailureReason.ENCODER: "the picture could not be encoded; the log has the cause",
-    FailureReason.EXPIRED: "no picture before the deadline",
-    FailureReason.CANCELLED: "the client closed the request",
-    FailureReason.DELIVERIES: "every worker that drew this picture stopped; it is not tried again",
-    FailureReason.LOST: "the queue lost this picture; send the request again",
-}
 
 
 @contextmanager
@@ -64,68 +37,9 @@ def admission(context: AppContext) -> Iterator[None]:
         raise
 
 
-async def decode_image(generation: Generation, context: AppContext) -> bytes | None:
-    """The picture that a request starts from, as pixels of the wanted size.
-
-    Raises:
-        InvalidRequest: it is no picture that is accepted.
-        PictureTooLarge: it has too many pixels.
-        QueueFull: too many pictures wait to be decoded.
-    """
-    if generation.image is None:
-        return None
-    size_px = (generation.key.width, generation.key.height)
-    return await context.decoders.decode(generation.image, generation.mask, size_px)
-
-
-def make_jobs(
-    generation: Generation,
-    image_format: ImageFormat,
-    context: AppContext,
-    principal: Principal,
-    *,
-    image: bytes | None = None,
-    is_kept: bool = False,
-) -> list[Job]:
-    """One job per picture, in its sender's name, due within the settings' deadline.
-
-    All start from the same image. With `is_kept` their outcomes can be read for a while, too.
-
-    Raises:
-        Forbidden: the sender may not use the model, or not at this priority.
-    """
-    check_model(principal, generation.key.model)
-    priority = priority_for(principal, generation)
-    now_s = context.broker.now_s()
-    request = new_id()
-    return [
-        Job(
-            id=job_id(request, index),
-            key=generation.key,
-            prompt=generation.prompt,
-            seed=seed,
-            format=image_format,
-            created_s=now_s,
-            deadline_s=now_s + context.settings.deadline_s,
-            quality=generation.quality,
-            owner=principal.owner,
-            priority=priority,
-            num_images=len(generation.seeds),
-            keep_s=context.settings.result_ttl_s if is_kept else 0.0,
-            secret=secrets.token_urlsafe(24) if is_kept else "",
-            image=image,
-        )
-        for index, seed in enumerate(generation.seeds)
-    ]
-
-
-async def wait_for(
-    receive: Receive,
-    jobs: Sequence[Job],
-    futures: Sequence[asyncio.Future[JobOutcome]],
-    context: AppContext,
-) -> list[JobDone]:
+async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) -> list[JobDone]:
     """Wait for every picture, the deadline or the client's departure, whichever is first."""
+    jobs, futures = accepted.jobs, accepted.futures
     # One future is everything by itself, and most requests are for one picture.
     everything: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
     note_first = _first_picture(jobs[0].created_s, context)
@@ -133,25 +47,24 @@ async def wait_for(
         future.add_done_callback(note_first)
     departure = asyncio.create_task(_departure(receive))
     either: set[asyncio.Future[Any]] = {everything, departure}
+    # Who joins a job that may take longer waits no longer than for one of its own.
+    patience_s = min(jobs[0].deadline_s - context.broker.now_s(), context.settings.deadline_s)
     try:
-        await asyncio.wait(
-            either,
-            timeout=jobs[0].deadline_s - context.broker.now_s(),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        await asyncio.wait(either, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
-            reason = FailureReason.CANCELLED if departure.done() else FailureReason.EXPIRED
-            raise FAILURES[reason](_FAILURE_DETAILS[reason])
+            if departure.done():
+                raise ClientClosed("the client closed the request")
+            raise DeadlineExceeded("no picture before the deadline")
         outcomes: list[JobDone] = []
         for outcome in (future.result() for future in futures):
             if isinstance(outcome, JobFailed):
-                raise FAILURES[outcome.reason](_FAILURE_DETAILS[outcome.reason])
+                raise failure(outcome.reason)
             outcomes.append(outcome)
         return outcomes
     finally:
         departure.cancel()
         # Also on the way out of a torn-down handler: what nobody waits for must not run.
-        if not everything.done():
+        if not everything.done() and not accepted.is_shared:
             num_queued = await context.broker.cancel([job.id for job in jobs])
             context.telemetry.cancelled.labels("queued").inc(num_queued)
             everything.cancel()
@@ -178,15 +91,20 @@ async def _departure(receive: Receive) -> None:
         pass
 
 
+def base_url(request: Request, context: AppContext) -> str:
+    """What addresses of this service begin with, without a slash at the end."""
+    return (context.settings.public_url or str(request.base_url)).rstrip("/")
+
+
 async def picture_urls(request: Request, jobs: Sequence[Job], context: AppContext) -> list[str]:
     """Addresses of pictures that are kept.
 
     Raises:
         NotFound: one had to give way to newer ones already.
     """
-    base = (context.settings.public_url or str(request.base_url)).rstrip("/")
+    base = base_url(request, context)
     urls: list[str] = []
-    for record in await context.broker.find([job.id for job in jobs]):
+    for record in await context.broker.find([job.id for job in jobs], with_pictures=False):
         if record is None:
             raise NotFound("the picture had to give way to newer ones: ask for b64_json")
         urls.append(f"{base}/v1/images/{record.job.id}.{record.job.secret}")

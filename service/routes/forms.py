@@ -7,7 +7,7 @@ them. Which fields mean something is not known here, except that a route names i
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +37,30 @@ class Form:
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
-class _InMemoryParser(MultiPartParser):
-    """Never writes to the disk: a container may not have one, and the body is bounded."""
+class _Parser(MultiPartParser):
+    """Writes nothing to the disk, which a container may lack, and takes no form cut short."""
 
     spool_max_size = sys.maxsize
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(
+            request.headers,
+            self._to_its_end(request.stream()),
+            max_files=_MAX_FILES,
+            max_fields=_MAX_TEXTS,
+            max_part_size=_MAX_TEXT_BYTES,
+        )
+        self._has_ended = False
+
+    def on_end(self) -> None:
+        """The last boundary is there."""
+        self._has_ended = True
+
+    async def _to_its_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._has_ended:
+            raise MultiPartException("it ends before its last boundary")
 
 
 def is_form(request: Request) -> bool:
@@ -59,15 +79,8 @@ async def read_form(request: Request, file_names: Collection[str]) -> Form:
         InvalidRequest: it is no such form, or a part is of the wrong kind, named.
         BodyTooLarge: it has too many bytes.
     """
-    parser = _InMemoryParser(
-        request.headers,
-        request.stream(),
-        max_files=_MAX_FILES,
-        max_fields=_MAX_TEXTS,
-        max_part_size=_MAX_TEXT_BYTES,
-    )
     try:
-        parts = await parser.parse()
+        parts = await _Parser(request).parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
     try:

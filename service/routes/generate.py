@@ -1,11 +1,12 @@
 """POST /v1/generate: a prompt in, with or without a picture to start from; a picture out.
 
-Owns the request's walk from bytes to jobs and from outcomes to an answer, the deadline and the
-client's departure. Knows the broker's protocol, never an engine.
+Owns the choice between bytes, JSON and an answer at once (`Prefer: respond-async`). Knows the
+broker's protocol, never an engine.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,59 +15,34 @@ import orjson
 import pybase64
 from fastapi import APIRouter, Request, Response
 
-from service.errors import (
-    STATUS_TABLE,
-    BodyTooLarge,
-    DeadlineExceeded,
-    Forbidden,
-    GenerationFailed,
-    InvalidRequest,
-    NotReady,
-    QueueFull,
-    Unauthorized,
-)
+from service.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, JobCancelled
 from service.images import MEDIA_TYPES
-from service.jobs import ImageFormat, JobDone
-from service.routes.access import principal_of, put_within_limits
+from service.job_documents import created_at
+from service.jobs import ImageFormat, Job, JobDone, request_of
+from service.routes.accepting import Terms, accept
 from service.routes.context import AppContext
-from service.routes.drawing import (
-    admission,
-    decode_image,
-    make_jobs,
-    timing_headers,
-    wait_for,
-)
-from service.routes.forms import MULTIPART, SMALL_PNG, form_schema, is_form, read_form
-from service.schemas import (
-    GenerateRequest,
-    Generation,
-    parse_generation,
-    parse_generation_form,
-)
-from service.telemetry import new_id
+from service.routes.drawing import admission, timing_headers, wait_for
+from service.routes.idempotency import OPENAPI_HEADER, request_key
+from service.routes.jobs import answer_accepted, terms_of_job
+from service.routes.reading import describe_body, describe_problems, read_generation
+from service.schemas import GenerateRequest, Generation
 
 router = APIRouter(tags=["generate"])
 
-_FILES = ("image", "mask")
+_ASYNC = "respond-async"
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": GenerateRequest.model_json_schema(),
-                "examples": {
-                    "text": {"value": {"prompt": "a red heart", "seed": 7}},
-                    "image": {
-                        "value": {"prompt": "a red heart", "image": SMALL_PNG, "strength": 0.5}
-                    },
-                },
-            },
-            MULTIPART: {
-                "schema": form_schema(GenerateRequest, _FILES),
-                "example": {"prompt": "a red heart", "image": "@heart.png", "strength": 0.5},
-            },
+    "parameters": [
+        OPENAPI_HEADER,
+        {
+            "name": "Prefer",
+            "in": "header",
+            "schema": {"type": "string"},
+            "example": _ASYNC,
+            "description": "respond-async: answer at once with a job (RFC 7240).",
         },
-    },
+    ],
+    "requestBody": describe_body(GenerateRequest),
     "responses": {
         "200": {
             "description": "The picture for `Accept: image/*`, else JSON with base64.",
@@ -75,16 +51,11 @@ _OPENAPI: dict[str, Any] = {
                 **{media_type: {} for media_type in MEDIA_TYPES.values()},
             },
         },
-        **{
-            str(STATUS_TABLE[kind].status): {
-                "description": STATUS_TABLE[kind].title,
-                "content": {"application/problem+json": {}},
-            }
-            for kind in (
-                *(InvalidRequest, Unauthorized, Forbidden, BodyTooLarge, QueueFull),
-                *(GenerationFailed, NotReady, DeadlineExceeded),
-            )
+        "202": {
+            "description": "With `Prefer: respond-async`: the job, whose address is in Location.",
+            "content": {"application/json": {}},
         },
+        **describe_problems(JobCancelled, GenerationFailed, DeadlineExceeded),
     },
 }
 
@@ -94,39 +65,35 @@ async def generate(request: Request) -> Response:
     """Draw one picture or several of one prompt."""
     started_s = time.perf_counter()
     context = cast(AppContext, request.app.state.context)
+    is_async = prefers_async(request.headers.getlist("prefer"))
     with admission(context):
-        generation = await _read(request, context)
+        generation, body = await read_generation(request, context)
+        key = request_key(request, body)
+        if is_async:
+            terms = terms_of_job(generation, context, key)
+            accepted = await accept(request, generation, terms)
+            return await answer_accepted(request, accepted, {"preference-applied": _ASYNC})
         image_format = _negotiate(request.headers.get("accept", ""), generation)
-        image = await decode_image(generation, context)
-        jobs = make_jobs(
-            generation,
-            image_format or generation.format,
-            context,
-            principal_of(request),
-            image=image,
-        )
-        futures = await put_within_limits(request, generation, jobs)
-    outcomes = await wait_for(request.receive, jobs, futures, context)
+        settings = context.settings
+        terms = Terms(image_format or generation.format, settings.deadline_s, key=key)
+        accepted = await accept(request, generation, terms)
+    outcomes = await wait_for(request.receive, accepted, context)
     total_ms = (time.perf_counter() - started_s) * 1000
     headers = timing_headers(outcomes, total_ms)
+    # As it is stored: the request that came first with this key chose the format.
+    job = accepted.jobs[0]
     if image_format is not None:
-        return Response(
-            outcomes[0].image_bytes, media_type=MEDIA_TYPES[image_format], headers=headers
-        )
-    body = _json_body(generation, outcomes, total_ms)
-    return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+        media_type = MEDIA_TYPES[job.format]
+        return Response(outcomes[0].image_bytes, media_type=media_type, headers=headers)
+    document = _json_body(job, created_at(job, context.broker.now_s()), outcomes, total_ms)
+    return Response(orjson.dumps(document), media_type="application/json", headers=headers)
 
 
-async def _read(request: Request, context: AppContext) -> Generation:
-    """The request out of its body, which is JSON or a form."""
-    if not is_form(request):
-        return parse_generation(await request.body(), context.limits)
-    form = await read_form(request, _FILES)
-    for name, contents in form.files.items():
-        if len(contents) > 1:
-            raise InvalidRequest(f"{name} came {len(contents)} times: send one", field=name)
-    files = {name: contents[0] for name, contents in form.files.items()}
-    return parse_generation_form(form.texts, files, context.limits)
+def prefers_async(prefer: Sequence[str]) -> bool:
+    """Whether one of the preferences is to be answered at once; RFC 7240, section 4.1."""
+    # A quoted string may hold any separator.
+    preferences = _QUOTED.sub("", ",".join(prefer)).split(",")
+    return any(one.partition(";")[0].strip().lower() == _ASYNC for one in preferences)
 
 
 def _negotiate(accept: str, generation: Generation) -> ImageFormat | None:
@@ -170,22 +137,22 @@ def preferred_media_types(accept: str) -> list[str]:
 
 
 def _json_body(
-    generation: Generation, outcomes: Sequence[JobDone], total_ms: float
+    job: Job, created: int, outcomes: Sequence[JobDone], total_ms: float
 ) -> dict[str, Any]:
     slowest = max(outcomes, key=lambda done: done.queue_ms + done.run_ms)
     return {
-        "id": f"gen-{new_id()}",
-        "model": generation.key.model,
-        "created": int(time.time()),
-        "width": generation.key.width,
-        "height": generation.key.height,
-        "steps": generation.key.steps,
-        **({} if generation.key.strength is None else {"strength": generation.key.strength}),
+        "id": f"gen-{request_of(job.id)}",
+        "model": job.key.model,
+        "created": created,
+        "width": job.key.width,
+        "height": job.key.height,
+        "steps": job.key.steps,
+        **({} if job.key.strength is None else {"strength": job.key.strength}),
         "batch_size": slowest.batch_size,
         "images": [
             {
                 "seed": done.seed,
-                "media_type": MEDIA_TYPES[generation.format],
+                "media_type": MEDIA_TYPES[job.format],
                 "b64_json": pybase64.b64encode_as_string(done.image_bytes),
             }
             for done in outcomes

@@ -6,7 +6,6 @@ Owns the walk between OpenAI's wire form and the jobs that every surface shares.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,21 +18,16 @@ from starlette.responses import StreamingResponse
 
 from service.errors import InvalidRequest, NotFound
 from service.images import MEDIA_TYPES
-from service.jobs import Job, JobDone, JobOutcome
+from service.jobs import JobDone
 from service.openai_wire.answers import completed_event, images_body
 from service.openai_wire.edits import IMAGE_FILES, EditsRequest, parse_edits
 from service.openai_wire.requests import ImagesGeneration, ImagesRequest, parse_images
-from service.routes.access import principal_of, put_within_limits
+from service.routes.accepting import Terms, accept
+from service.routes.access import Accepted
 from service.routes.context import AppContext
-from service.routes.drawing import (
-    admission,
-    decode_image,
-    make_jobs,
-    picture_urls,
-    timing_headers,
-    wait_for,
-)
-from service.routes.forms import MULTIPART, form_schema, is_form, read_form
+from service.routes.drawing import admission, picture_urls, timing_headers, wait_for
+from service.routes.forms import MULTIPART, Form, form_schema, is_form, read_form
+from service.routes.idempotency import OPENAPI_HEADER, request_key
 
 router = APIRouter(tags=["images"])
 
@@ -45,6 +39,7 @@ _RESPONSES: dict[str, Any] = {
     }
 }
 _OPENAPI: dict[str, Any] = {
+    "parameters": [OPENAPI_HEADER],
     "requestBody": {
         "required": True,
         "content": {
@@ -57,6 +52,7 @@ _OPENAPI: dict[str, Any] = {
     "responses": _RESPONSES,
 }
 _EDITS_OPENAPI: dict[str, Any] = {
+    "parameters": [OPENAPI_HEADER],
     "requestBody": {
         "required": True,
         "content": {
@@ -76,16 +72,10 @@ async def create_images(request: Request) -> Response:
     started_s = time.perf_counter()
     context = cast(AppContext, request.app.state.context)
     with admission(context):
-        asked = parse_images(await request.body(), context.limits)
-        jobs = make_jobs(
-            asked.generation,
-            asked.generation.format,
-            context,
-            principal_of(request),
-            is_kept=asked.is_url,
-        )
-        futures = await put_within_limits(request, asked.generation, jobs)
-    return await _answer(request, asked, jobs, futures, started_s)
+        body = await request.body()
+        asked = parse_images(body, context.limits)
+        accepted = await _accept(request, asked, body)
+    return await _answer(request, asked, accepted, started_s)
 
 
 @router.post("/v1/images/edits", response_class=Response, openapi_extra=_EDITS_OPENAPI)
@@ -98,29 +88,27 @@ async def edit_images(request: Request) -> Response:
             raise InvalidRequest(f"send {MULTIPART}, with the picture as its file image")
         form = await read_form(request, _EDITS_FILES)
         asked = parse_edits(form.texts, form.files, context.limits)
-        image = await decode_image(asked.generation, context)
-        jobs = make_jobs(
-            asked.generation,
-            asked.generation.format,
-            context,
-            principal_of(request),
-            image=image,
-            is_kept=asked.is_url,
-        )
-        futures = await put_within_limits(request, asked.generation, jobs)
-    return await _answer(request, asked, jobs, futures, started_s)
+        accepted = await _accept(request, asked, form)
+    return await _answer(request, asked, accepted, started_s)
+
+
+async def _accept(request: Request, asked: ImagesGeneration, body: bytes | Form) -> Accepted:
+    context = cast(AppContext, request.app.state.context)
+    terms = Terms(
+        asked.generation.format,
+        context.settings.deadline_s,
+        is_kept=asked.is_url,
+        key=request_key(request, body),
+    )
+    return await accept(request, asked.generation, terms)
 
 
 async def _answer(
-    request: Request,
-    asked: ImagesGeneration,
-    jobs: Sequence[Job],
-    futures: Sequence[asyncio.Future[JobOutcome]],
-    started_s: float,
+    request: Request, asked: ImagesGeneration, accepted: Accepted, started_s: float
 ) -> Response:
     """Wait for the pictures and send them as they were asked for."""
     context = cast(AppContext, request.app.state.context)
-    outcomes = await wait_for(request.receive, jobs, futures, context)
+    outcomes = await wait_for(request.receive, accepted, context)
     headers = timing_headers(outcomes, (time.perf_counter() - started_s) * 1000)
     created = int(time.time())
     if asked.is_stream:
@@ -130,7 +118,7 @@ async def _answer(
             headers={**headers, "cache-control": "no-store"},
         )
     if asked.is_url:
-        data = [{"url": url} for url in await picture_urls(request, jobs, context)]
+        data = [{"url": url} for url in await picture_urls(request, accepted.jobs, context)]
     else:
         data = [{"b64_json": _base64(done)} for done in outcomes]
     body = images_body(created, asked, data)

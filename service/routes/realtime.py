@@ -37,9 +37,10 @@ from service.realtime_wire import (
     read_wish,
     waiting_message,
 )
+from service.routes.accepting import Terms, make_jobs
 from service.routes.access import principal_of, put_within_limits
 from service.routes.context import AppContext
-from service.routes.drawing import admission, decode_image, make_jobs, wait_for
+from service.routes.drawing import admission, wait_for
 from service.schemas import MAX_SEED
 from service.telemetry import log_event
 
@@ -218,11 +219,11 @@ class _Connection:
         with admission(context):
             generation = parse_wish(wish, context.limits)
         # Outside: a full queue refuses nothing here, the wish waits.
-        image = await decode_image(generation, context)
         principal = principal_of(self._websocket)
-        jobs = make_jobs(generation, generation.format, context, principal, image=image)
-        futures = await put_within_limits(self._websocket, generation, jobs)
-        (done,) = await wait_for(_never_departs, jobs, futures, context)
+        terms = Terms(generation.format, context.settings.deadline_s)
+        jobs = await make_jobs(generation, terms, context, principal)
+        accepted = await put_within_limits(self._websocket, generation, jobs)
+        (done,) = await wait_for(_never_departs, accepted, context)
         total_ms = (time.perf_counter() - received.received_s) * 1000
         return picture_frame(wish.id, generation, done, total_ms)
 

@@ -40,6 +40,25 @@ _GENERATE = {
     "num_images": (*NO_INTEGERS, "null", "0", "-1", "17", "1000000000"),
     "format": (*NO_TEXTS, "null", '"gif"', '"PNG"', '"png "', '"image/png"', '""', '"svg"', LONG),
     "quality": (*NO_INTEGERS, "-1", "101", "1" * 30),
+    "image": (
+        *(
+            "1",
+            "true",
+            "[]",
+            "{}",
+            '["AAAA"]',
+            '""',
+            '" "',
+            '"AAA"',
+            '"AA=A"',
+            '"AAAA\\n"',
+            '"-_-_"',
+        ),
+        *('"https://localhost/a.png"', '"file:///etc/passwd"', '"/etc/passwd"', '"data:"'),
+        *('"data:image/png,AAAA"', '"data:image/png;base64,?"', '"\\u0000"', LONG, '"R0lGODlh"'),
+    ),
+    "mask": ("1", "[]", '"AAAA"'),
+    "strength": (*NO_NUMBERS, "0.5", "0", "-1", "1.01", "NaN", "Infinity", "1e400", "1" * 400),
 }
 _IMAGES = {
     "prompt": ("null", *NO_TEXTS, '""', '"  "', LONG, '"a\\u0000b"'),

@@ -12,6 +12,7 @@ from dataclasses import field as made_by
 
 GENERATE = "/v1/generate"
 IMAGES = "/v1/images/generations"
+JOBS = "/v1/jobs"
 _PROMPT = '"prompt": "a red heart"'
 
 

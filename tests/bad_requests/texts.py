@@ -79,7 +79,7 @@ _OTHER_TYPES = [
         body=_FORM,
     ),
     BadRequest(
-        "a multipart form",
+        "a multipart form where no picture may come",
         path=IMAGES,
         headers={"Content-Type": "multipart/form-data; boundary=b"},
         body=_MULTIPART,

@@ -45,7 +45,10 @@ def measure(bundle: Path, num_repeats: int) -> dict[str, Any]:
     slowest: dict[str, float] = {}
     faults: list[str] = []
     growth_bytes = []
-    with tempfile.TemporaryDirectory() as folder, running_service(bundle, Path(folder)) as service:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_service(bundle, Path(folder), max_upload_bytes=65536) as service,
+    ):
         port = int(urlsplit(service.url).port or 0)
         before_bytes = resident_bytes(service.process.pid)
         for _ in range(num_repeats):

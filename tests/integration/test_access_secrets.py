@@ -105,7 +105,12 @@ async def test_refusals_repeat_neither_key_nor_prompt(
             assert status >= 400
             assert key[1] not in answer and PROMPT not in answer
     # Within the process: a real connection may break before the client has sent so much.
-    status, answer = await _status(stack.client, content=PROMPT * 20_000, headers=bearer(key[1]))
+    status, answer = await _status(
+        stack.client,
+        url="/v1/images/generations",
+        content=PROMPT * 20_000,
+        headers=bearer(key[1]),
+    )
     assert status == 413 and PROMPT not in answer
     secret = key[1].partition(".")[2]
     for credential in (f"{key[1]}x", key[1].replace("os_", ""), secret):

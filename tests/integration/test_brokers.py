@@ -17,7 +17,8 @@ from broker_stands import LEASE_S, MAX_DELIVERIES, MAX_DEPTH, STANDS, Stand
 from service.batching import CloseReason, Delivery
 from service.brokers.base import Broker, Taken, Want
 from service.brokers.pace import FIRST_RETRY_AFTER_S
-from service.errors import Draining, IdempotencyMismatch, QueueFull
+from service.brokers.redis import RedisBroker
+from service.errors import Draining, IdempotencyMismatch, QueueFull, QueueUnavailable
 from service.jobs import (
     BatchKey,
     FailureReason,
@@ -498,6 +499,16 @@ async def test_jobs_of_a_worker_that_died_come_out_singly_elsewhere(shared: Stan
         assert isinstance(await _within(future), JobDone)
 
 
+async def test_handing_back_is_no_failed_delivery(shared: Stand) -> None:
+    await shared.api.put([_shared_job(shared)])
+    for _ in range(MAX_DELIVERIES):
+        await shared.worker.hand_back(await _take(shared.worker))
+    await _take(shared.worker)
+    # Its worker dies now: it has two more tries.
+    (delivery,) = await _take_after_lease(shared.worker)
+    assert await shared.worker.reply(delivery, _done(delivery.job))
+
+
 async def test_a_lease_that_is_renewed_is_not_taken_away(shared: Stand) -> None:
     await shared.api.put([_shared_job(shared)])
     deliveries = await _take(shared.worker)
@@ -574,7 +585,7 @@ async def test_jobs_that_the_server_lost_are_reported(shared: Stand) -> None:
 
 
 async def test_what_is_over_leaves_no_entry_behind(shared: Stand) -> None:
-    jobs = [_shared_job(shared) for _ in range(3)]
+    jobs = [_shared_job(shared, image=b"rgb") for _ in range(3)]
     futures = await shared.api.put(jobs)
     await shared.api.cancel([jobs[0].id])
     for delivery in await _take(shared.worker):
@@ -582,3 +593,70 @@ async def test_what_is_over_leaves_no_entry_behind(shared: Stand) -> None:
     for future in futures:
         await _within(future)
     assert await shared.leftovers() == []
+    assert not await shared.fields_of_jobs("image")
+
+
+async def test_what_is_not_kept_of_a_known_request_is_lost_and_the_rest_is_there(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    jobs = [
+        make_job(id=job_id("partly", index), num_images=2, digest="d", keep_s=keep_s)
+        for index, keep_s in enumerate((60.0, 0.0))
+    ]
+    futures = await broker.put(jobs)
+    for delivery in await _take(worker):
+        await worker.reply(delivery, _done(delivery.job))
+    assert [await _within(future) for future in futures] == [_done(job) for job in jobs]
+    await broker.sweep()
+    again = await broker.put(jobs)
+    outcomes = [await _within(future) for future in again]
+    assert outcomes == [_done(jobs[0]), JobFailed(jobs[1].id, FailureReason.LOST)]
+
+
+async def test_records_come_without_their_pictures_where_nobody_wants_them(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    job = make_job(keep_s=60)
+    await broker.put([job])
+    (delivery,) = await _take(worker)
+    await worker.reply(delivery, _done(job))
+    (record,) = await broker.find([job.id], with_pictures=False)
+    assert record is not None and record.state is JobState.SUCCEEDED
+    assert isinstance(record.outcome, JobDone) and record.outcome.seed == job.seed
+
+
+async def test_a_webhook_is_held_by_one_until_it_lets_go_or_is_done(
+    broker: Broker, worker: Broker, make_job: MakeJob
+) -> None:
+    await broker.put([make_job(id=job_id("plain", 0))])
+    jobs = [make_job(id=job_id("hooked", i), num_images=2, webhook="https://x.io/") for i in (0, 1)]
+    await broker.put(jobs)
+    assert (await _take(worker))[-1].job.webhook == "https://x.io/"
+    assert await broker.hold_webhooks([], 0.3, 0) == []
+    assert await broker.hold_webhooks([], 0.3, 10) == ["hooked"]
+    assert await worker.hold_webhooks([], 0.3, 10) == []
+    await asyncio.sleep(0.2)
+    assert await broker.hold_webhooks(["hooked", "unheard-of"], 0.3, 10) == []
+    await asyncio.sleep(0.2)
+    assert await worker.hold_webhooks([], 0.3, 10) == []  # it was renewed
+    await asyncio.sleep(0.2)
+    assert await worker.hold_webhooks([], 0.3, 10) == ["hooked"]
+    await worker.drop_webhook("hooked")
+    await asyncio.sleep(0.4)
+    assert await broker.hold_webhooks(["hooked"], 0.3, 10) == []
+
+
+async def test_who_could_not_ask_waits_for_nothing(
+    shared: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _shared_job(shared)
+    await shared.api.put([job])
+    assert isinstance(shared.worker, RedisBroker)
+
+    async def away(*given: Any) -> None:
+        raise QueueUnavailable("the queue cannot be reached")
+
+    monkeypatch.setattr(shared.worker._connection, "script", away)
+    with pytest.raises(QueueUnavailable):
+        await shared.worker.watch([job.id])
+    assert shared.worker._waiters.known([job.id]) == []

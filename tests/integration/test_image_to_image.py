@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from keys_fixtures import bearer, make_key, write_keys
 from picture_files import heart, hostile_files, saved, see_through
 from PIL import Image
 from service_process import running_service
@@ -180,6 +181,13 @@ async def test_models_tell_whether_they_start_from_pictures(
         ({"content": b"--x\r\nnonsense", "headers": {"content-type": "multipart/form-data"}}, None),
         (
             {
+                "content": b'--x\r\ncontent-disposition: form-data; name="a"; filename=""\r\n\r\nx',
+                "headers": {"content-type": "multipart/form-data; boundary=x"},
+            },
+            None,
+        ),
+        (
+            {
                 "content": b"nonsense",
                 "headers": {"content-type": "multipart/form-data; boundary=x"},
             },
@@ -204,6 +212,23 @@ async def test_a_form_that_is_none_is_refused(
     assert emoji_stack.metric("onestep_rejected_total", reason="invalid_request") == 1
 
 
+async def test_who_may_not_draw_has_nothing_decoded(
+    emoji: Path, emoji_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    key, secret = make_key(priority="background")
+    keys_file = write_keys(tmp_path / "keys", key)
+    form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": FILE}}
+    async with running(emoji, emoji_pipeline, keys_file=keys_file) as stack:
+        for path in ("/v1/generate", "/v1/images/edits"):
+            assert (await stack.client.post(path, **form)).status_code == 401
+            ahead = form | {"data": form["data"] | {"priority": "interactive"}}
+            response = await stack.client.post(path, **ahead, headers=bearer(secret))
+            assert response.status_code == 403, response.text
+            assert stack.context.decoders.pids == []
+        response = await stack.client.post("/v1/generate", **form, headers=bearer(secret))
+        assert response.status_code == 200, response.text
+
+
 async def test_edits_take_a_form_only(emoji_stack: Stack) -> None:
     response = await emoji_stack.client.post("/v1/images/edits", json={"prompt": PROMPT})
     assert response.status_code == 400
@@ -223,16 +248,18 @@ async def test_a_form_too_large_is_refused_in_bytes(
             num_sent += 1
             yield b"\0" * 1024
 
-    async with running(emoji, emoji_pipeline, max_upload_bytes=65536) as stack:
+    async with running(emoji, emoji_pipeline, max_upload_bytes=2**17) as stack:
         headers = {"content-type": "multipart/form-data; boundary=x"}
-        content: Any = b"\0" * 65537 if announced else pieces()
-        response = await stack.client.post("/v1/generate", content=content, headers=headers)
+        if announced:
+            headers["content-length"] = str(2**17 + 1)
+        response = await stack.client.post("/v1/generate", content=pieces(), headers=headers)
         document = problem(response, 413, "body_too_large")
-        assert document["allowed"] == {"max_bytes": 65536}
-        assert num_sent <= 65
+        assert document["allowed"] == {"max_bytes": 2**17}
+        assert num_sent == 0 if announced else num_sent <= 129
         # Where no picture may come, the smaller bound holds.
         response = await stack.client.post("/v1/images/generations", content=b" " * 65537)
         assert response.status_code == 413
+        assert (await stack.client.post("/v1/generate", content=b" " * 65537)).status_code == 400
 
 
 async def test_bodies_of_all_requests_together_are_bounded(

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from picture_files import (
     drawn,
     hostile_files,
@@ -201,11 +203,15 @@ async def test_who_waits_too_long_for_a_process_is_told_to_come_back() -> None:
 
 
 @linux_only
-async def test_a_decoder_knows_nothing_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_decoder_knows_nothing_of_the_service(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
     monkeypatch.setenv("SECRET_FOR_TEST", "abc")
     inherited = os.open(os.devnull, os.O_RDONLY)
     os.set_inheritable(inherited, True)
-    try:
+
+    async def look() -> None:
         async with decoders() as pool:
             await _works(pool)
             process = Path(f"/proc/{pool.pids[0]}")
@@ -218,6 +224,9 @@ async def test_a_decoder_knows_nothing_of_the_service(monkeypatch: pytest.Monkey
             limits = (process / "limits").read_text()
             for line in ("Max core file size 0 0", "Max file size 0 0", "Max open files 4 4"):
                 assert line in " ".join(limits.split())
+
+    try:
+        run(look())
     finally:
         os.close(inherited)
 
@@ -227,6 +236,19 @@ def _confined(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", setup + program], capture_output=True, text=True, timeout=60
     )
+
+
+def test_no_code_of_another_format_is_reached(tmp_path: Path) -> None:
+    for index, (_, content, _) in enumerate(hostile_files()):
+        (tmp_path / str(index)).write_bytes(content)
+    program = (
+        "import sys, pathlib\n"
+        f"for path in pathlib.Path({str(tmp_path)!r}).iterdir():\n"
+        "    try: decoder.starting_picture(path.read_bytes(), None, (48, 32), 10**9)\n"
+        "    except decoder.ProblemError: pass\n"
+        "print([name for name in sys.modules if 'Fits' in name or 'IcnsImage' in name])\n"
+    )
+    assert _confined(program).stdout == "[]\n"
 
 
 def test_memory_is_bounded() -> None:

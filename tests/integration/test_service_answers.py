@@ -115,5 +115,5 @@ async def test_the_description_names_every_field_and_status(stack: Stack) -> Non
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == set(GenerateRequest.model_fields)
     assert schema["additionalProperties"] is False
-    statuses = {"200", "400", "401", "403", "413", "429", "500", "503", "504"}
-    assert set(operation["responses"]) == statuses
+    refusals = {"400", "401", "403", "409", "413", "422", "429", "500", "503", "504"}
+    assert set(operation["responses"]) == {"200", "202", *refusals}

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery
 from service.brokers import keys
-from service.brokers.base import QueueCounts, QueueDepth, StoreHealth, Taken, Want
+from service.brokers.base import (
+    QueueCounts,
+    QueueDepth,
+    StoreHealth,
+    Taken,
+    Want,
+    lost_where_unknown,
+)
 from service.brokers.codec import done_from_bytes, done_to_bytes, job_from_bytes, job_to_bytes
 from service.brokers.pace import Pace
 from service.brokers.redis.connection import BLOCK_MS, RedisConnection
@@ -46,7 +53,6 @@ if TYPE_CHECKING:
 _ASK_AFTER_S = 0.5
 _MAX_ASKED = 500
 _RECONNECT_S = 0.2
-_TOLD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class RedisBroker:
         for job in jobs:
             arguments += [job.id, job_to_bytes(job), job.image or b"", keys.queue(job)]
             arguments += [job.created_s, job.deadline_s, job.owner, request_of(job.id)]
-            arguments += [job.keep_s, job.digest]
+            arguments += [job.keep_s, job.digest, int(bool(job.webhook))]
         async with self._waiting(jobs) as futures:
             verdict, *rest = await self._connection.script("put", keys.prefix(model), arguments)
             if verdict == b"full":
@@ -147,7 +153,8 @@ class RedisBroker:
                 )
             if verdict == b"accepted":
                 return futures
-        return [future for future in await self.watch(siblings(jobs[0])) if future is not None]
+        ids = siblings(jobs[0])
+        return lost_where_unknown(ids, await self.watch(ids))
 
     @contextlib.asynccontextmanager
     async def _waiting(
@@ -171,9 +178,13 @@ class RedisBroker:
         ended: list[Waited] = []
         for model in self._models:
             added = {i: self._waiters.add(i, model) for i in job_ids}
-            states = await self._connection.script(
-                "watch", keys.prefix(model), [keys.replies(model, self._name), *job_ids]
-            )
+            arguments = [keys.replies(model, self._name), *job_ids]
+            try:
+                states = await self._connection.script("watch", keys.prefix(model), arguments)
+            except BaseException:
+                for job_id, future in (*futures.items(), *added.items()):
+                    self._waiters.drop(job_id, future)
+                raise
             for (job_id, future), state in zip(added.items(), states, strict=True):
                 if state == b"unknown":
                     self._waiters.drop(job_id, future)
@@ -184,10 +195,12 @@ class RedisBroker:
         await self._resolve(ended)
         return [futures.get(job_id) for job_id in job_ids]
 
-    async def find(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+    async def find(
+        self, job_ids: Sequence[str], *, with_pictures: bool = True
+    ) -> list[JobRecord | None]:
         """What the server has of jobs, whichever model they are of."""
         pairs = [(model, job_id) for job_id in job_ids for model in self._models]
-        records = await self._read_records(pairs)
+        records = await self._read_records(pairs, with_pictures)
         return [
             next((records[pair] for pair in pairs if pair[1] == job_id and pair in records), None)
             for job_id in job_ids
@@ -208,6 +221,20 @@ class RedisBroker:
             prefix = keys.prefix(model)
             num_queued += await self._connection.script("cancel", prefix, list(job_ids))
         return num_queued
+
+    async def hold_webhooks(self, held: Collection[str], hold_s: float, max_new: int) -> list[str]:
+        """Of every model; a request that is held is of one of them and unknown to the others."""
+        found: list[str] = []
+        for model in self._models:
+            arguments = [hold_s, max_new - len(found), *held]
+            free = await self._connection.script("hold", keys.prefix(model), arguments)
+            found += [request.decode() for request in free]
+        return found
+
+    async def drop_webhook(self, request: str) -> None:
+        """Forget it, whichever model it is of."""
+        for model in self._models:
+            await self._connection.drop(keys.webhooks(model), request)
 
     # Where they are drawn.
 
@@ -326,11 +353,6 @@ class RedisBroker:
         self._is_closed = True
         self._news.set()
 
-    async def all_told(self) -> None:
-        """Return when nobody in this process waits for a job any more."""
-        while len(self._waiters):
-            await asyncio.sleep(_TOLD_S)
-
     def _listen_to_replies(self) -> None:
         if "replies" not in self._readers:
             self._readers["replies"] = asyncio.create_task(self._read_replies())
@@ -383,21 +405,26 @@ class RedisBroker:
         await self._connection.run(lambda client: client.unlink(*names))
 
     async def _read_records(
-        self, pairs: Sequence[tuple[str, str]]
+        self, pairs: Sequence[tuple[str, str]], with_pictures: bool = True
     ) -> dict[tuple[str, str], JobRecord]:
         async def read(client: Any) -> list[Any]:
             async with client.pipeline(transaction=False) as pipeline:
                 for model, job_id in pairs:
                     fields = ["body", "state", "delivery", "outcome", "reason"]
                     pipeline.hmget(keys.job(model, job_id), fields)
-                    pipeline.get(keys.image(model, job_id))
+                    image = keys.image(model, job_id)
+                    if with_pictures:
+                        pipeline.get(image)
+                    else:
+                        pipeline.exists(image)
                 return list(await pipeline.execute())
 
         answers = await self._connection.run(read)
         records: dict[tuple[str, str], JobRecord] = {}
         for pair, fields, image in zip(pairs, answers[::2], answers[1::2], strict=True):
             if fields[0] is not None:
-                records[pair] = _record(pair[1], fields, image)
+                picture = image if with_pictures else b"" if image else None
+                records[pair] = _record(pair[1], fields, picture)
         return records
 
 

@@ -37,9 +37,9 @@ _OLDEST_VERSION = (7, 0)
 _FULL_MEMORY = 0.75
 # How the server's last writes to its disk went, in its own words.
 _WRITES = ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status")
-_SCRIPTS = ("put", "watch", "cancel", "take", "renew", "finish", "hand_back", "sweep")
+_SCRIPTS = ("put", "watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold")
 # Ending what is open must go on when memory is full: it is what makes room again.
-_ALLOWED_WHEN_FULL = {"watch", "cancel", "take", "renew", "finish", "hand_back", "sweep"}
+_ALLOWED_WHEN_FULL = {"watch", "cancel", "take", "renew", "finish", "hand_back", "sweep", "hold"}
 
 
 class RedisConnection:
@@ -143,6 +143,14 @@ class RedisConnection:
             lambda client: client.zrange(key, 0, num - 1, desc=True, withscores=True)
         )
         return [(member, score) for member, score in found]
+
+    async def drop(self, key: str, member: str) -> None:
+        """Take a member out of a sorted set.
+
+        Raises:
+            QueueUnavailable: as `run`.
+        """
+        await self.run(lambda client: client.zrem(key, member))
 
     async def check(self) -> None:
         """Compare clocks, look at the server's version and memory.

@@ -29,13 +29,12 @@ class Waiters:
     def __init__(self) -> None:
         self._waited: dict[str, Waited] = {}
 
-    def __len__(self) -> int:
-        return len(self._waited)
-
     def add(self, job_id: str, model: str) -> asyncio.Future[JobOutcome]:
         """A future for a job's end."""
         waited = self._waited.setdefault(job_id, Waited(job_id, model))
         future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
+        # Whoever came and went while the job waits must not fill the list.
+        waited.futures = [waiting for waiting in waited.futures if not waiting.done()]
         waited.futures.append(future)
         return future
 
@@ -44,7 +43,7 @@ class Waiters:
         waited = self._waited.get(job_id)
         if waited is None:
             return
-        waited.futures.remove(future)
+        waited.futures = [waiting for waiting in waited.futures if waiting is not future]
         if not waited.futures:
             del self._waited[job_id]
 

@@ -37,6 +37,11 @@ def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+def test_a_clients_key_in_the_same_shell_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONESTEP_API_KEY", "os_abc.def")
+    assert "os_abc" not in load_settings().model_dump_json()
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]  # that it is refused is the point

@@ -128,6 +128,21 @@ def test_what_is_refused_is_refused_with_its_field(content: bytes, code: str) ->
     assert caught.value.detail.startswith("image")
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"", "empty: send a PNG, JPEG or WebP file"),
+        (saved(drawn(), "gif"), "must be PNG, JPEG or WebP: convert it"),
+        (animated("png"), "animated: send a single frame"),
+        (saved(drawn())[:90], "damaged or cut short: save it again"),
+        (png_that_claims(9000, 9000), "9000x9000 pixels.*make it smaller"),
+    ],
+)
+def test_a_refusal_says_what_to_do(content: bytes, remedy: str) -> None:
+    with pytest.raises(ProblemError, match=remedy):
+        starting_picture(content, None, SIZE, MAX_PX)
+
+
 def test_the_bound_on_pixels_is_exact() -> None:
     content = saved(drawn(100, 50))
     starting_picture(content, None, SIZE, 5000)

@@ -1,9 +1,12 @@
 -- Accepts all jobs of a request or none.
 -- ARGV: max_depth, waiter, number of jobs; then for each job
---       id, body, image, queue, created_s, deadline_s, owner, request, keep_s, digest
+--       id, body, image, queue, created_s, deadline_s, owner, request, keep_s, digest,
+--       whether it has a webhook (0 | 1)
 -- -> {'accepted'} | {'known'} | {'mismatch'} | {'full', open jobs}
 
-local FIELDS = 10
+local FIELDS = 11
+-- Longer than any outcome is kept: without it a webhook has nothing to tell.
+local WEBHOOKS_KEEP_S = 14 * 86400
 local max_depth, waiter, num_jobs = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 local function field(index, number)
@@ -31,6 +34,10 @@ for index = 1, num_jobs do
     redis.call('ZADD', owner, field(index, 5), field(index, 8))
     redis.call('ZREMRANGEBYRANK', owner, 0, -1001)
     redis.call('EXPIRE', owner, math.ceil(keep_s) + 3600)
+  end
+  if field(index, 11) == '1' then
+    redis.call('ZADD', P .. 'webhooks', 0, field(index, 8))
+    redis.call('EXPIRE', P .. 'webhooks', WEBHOOKS_KEEP_S)
   end
   add_entry(queue, id)
 end
