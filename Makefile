@@ -27,7 +27,7 @@ export CI
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines images locks \
-  clean
+  dashboards clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -82,6 +82,9 @@ images:  ## Build the container images; TARGETS="api worker-cpu" for some, ARGS 
 
 locks: $(VENV)/.dev  ## Pin the images' packages anew, by version and digest.
 	UV=$(abspath $(BIN))/uv docker/locks/write
+
+dashboards: $(VENV)/.base  ## Write Grafana's dashboards from docker/grafana/panels.py.
+	$(BIN)/python docker/grafana/write_dashboards.py
 
 clean:  ## Remove environments, caches and builds; runs and models stay.
 	rm -rf $(VENV) $(BASE_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -53,6 +53,11 @@ def rate(metric: str, by: str = "", where: str = "") -> str:
     return f"sum{grouping} (rate(onestep_{metric}{'{' + where + '}' if where else ''}{RATE}))"
 
 
+def most(expression: str) -> str:
+    """The largest of many series, most of which are 0 on a good day."""
+    return f"topk(8, {expression})"
+
+
 def share(part: str, whole: str) -> str:
     """A ratio that is 0 where there is nothing."""
     return f"{part} / clamp_min({whole}, 1e-9)"
@@ -100,7 +105,11 @@ THROUGHPUT = Dashboard(
     "Throughput and batching",
     [
         Panel("Pictures", {"pictures": rate("images_total")}, "reqps"),
-        Panel("Requests by status", {"{{code}}": rate("requests_total", "code", DRAWING)}, "reqps"),
+        Panel(
+            "Requests by status",
+            {"{{code}}": most(rate("requests_total", "code", DRAWING))},
+            "reqps",
+        ),
         Panel(
             "Pictures per batch",
             {
@@ -120,7 +129,9 @@ THROUGHPUT = Dashboard(
             "Near 100 % the engine is the limit; far below, with jobs waiting, something else is.",
         ),
         Panel("Batches split after an error", {"splits": rate("batch_retry_total")}, "ops"),
-        Panel("Refusals by reason", {"{{reason}}": rate("rejected_total", "reason")}, "reqps"),
+        Panel(
+            "Refusals by reason", {"{{reason}}": most(rate("rejected_total", "reason"))}, "reqps"
+        ),
         Panel(
             "Prompts found in the cache",
             {
@@ -249,7 +260,8 @@ QUEUE = Dashboard(
 
 
 def _budget_left(bad: str, whole: str, budget: float) -> str:
-    return f"1 - ({bad}) / clamp_min({whole}, 1e-9) / {budget}"
+    # Below -100 % it no longer matters by how much it is overspent.
+    return f"clamp_min(1 - ({bad}) / clamp_min({whole}, 1e-9) / {budget}, -1)"
 
 
 _COUNTED = f'onestep_requests_total{{{DRAWING}, code!~"4..|0"}}[30d]'
@@ -296,10 +308,8 @@ SLO = Dashboard(
         Panel(
             "Drawn within a second",
             {
-                "share": share(
-                    rate("time_to_first_image_seconds_bucket", where='le="1.0"'),
-                    rate("time_to_first_image_seconds_count"),
-                )
+                "share": rate("time_to_first_image_seconds_bucket", where='le="1.0"')
+                + f" / ({rate('time_to_first_image_seconds_count')} > 0)",
             },
             "percentunit",
         ),

@@ -188,6 +188,7 @@ class Telemetry:
 
     def expect_routes(self, routes: Iterable[str], drawing: Iterable[str]) -> None:
         """Begin every route's series at 0; of those that draw, every refusal's too."""
+        self.cancelled.labels("queued")
         for route in routes:
             self.requests.labels(route, "200", "ok")
             self.request_duration.labels(route)

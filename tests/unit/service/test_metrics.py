@@ -71,6 +71,8 @@ def test_every_refusal_of_a_drawing_route_is_there_before_the_first() -> None:
         labels = {"route": "/v1/generate", "code": str(row.status), "reason": row.code}
         assert value("onestep_requests_total", labels) == 0
         assert value("onestep_rejected_total", {"reason": row.code}) == 0
+    assert value("onestep_cancelled_total", {"phase": "queued"}) == 0
+    assert value("onestep_realtime_messages_total", {"outcome": "drawn"}) == 0
     for route in ("/v1/images/edits", "/readyz", "/v1/models"):
         assert value("onestep_request_duration_seconds_count", {"route": route}) == 0
 
