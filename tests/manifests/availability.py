@@ -16,8 +16,8 @@ from manifests.objects import (
     pods,
     settings_of,
 )
-from service.processes.api import DRAIN_MARGIN_S
-from service.processes.worker import DRAIN_S as WORKERDRAIN_S
+from service.processes.api import FINISH_MARGIN_S
+from service.processes.worker import DRAIN_S as WORKER_DRAIN_S
 from service.settings import Settings
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -99,7 +99,7 @@ def grace_is_longer_than_a_drain(objects: Objects) -> Iterator[str]:
         deadline_s = float(given.get("ONESTEP_DEADLINE_S", default["deadline_s"].default))
         run_s = float(given.get("ONESTEP_MAX_RUN_S", default["max_run_s"].default))
         is_api = pod.main["args"][:2] == ["onestep", "api"]
-        drain_s = deadline_s + DRAIN_MARGIN_S if is_api else min(WORKERDRAIN_S, run_s)
+        drain_s = deadline_s + FINISH_MARGIN_S if is_api else min(WORKER_DRAIN_S, run_s)
         needed_s = _pre_stop_s(pod.main) + drain_s + END_S
         if pod.spec.get("terminationGracePeriodSeconds", 30) < needed_s:
             yield f"{pod.name}: killed before {needed_s:.0f} s of drain have passed"

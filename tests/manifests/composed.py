@@ -15,7 +15,7 @@ import yaml
 from manifests.confinement import CREDENTIALS, FOREIGN_IMAGES
 from manifests.images import DOCKERFILE, Stage, chain, stages
 from manifests.objects import ROOT
-from service.processes.api import DRAIN_MARGIN_S
+from service.processes.api import FINISH_MARGIN_S
 from service.settings import Settings
 
 Stack = dict[str, Any]
@@ -118,7 +118,7 @@ def services_tell_their_health(stack: Stack) -> Iterator[str]:
 def stops_leave_time_for_a_drain(stack: Stack) -> Iterator[str]:
     deadline_s = Settings.model_fields["deadline_s"].default
     for name, one in _services(stack):
-        needed_s = deadline_s + DRAIN_MARGIN_S + 5 if name in ("api", "worker") else 10
+        needed_s = deadline_s + FINISH_MARGIN_S + 5 if name in ("api", "worker") else 10
         if name not in ONE_SHOT and _seconds(one.get("stop_grace_period", "0s")) < needed_s:
             yield f"{name}: killed before {needed_s:.0f} s have passed"
 
