@@ -55,6 +55,7 @@ class Job:
         image: what to start from where the key has a strength: RGB rows of `key.width` by
             `key.height` pixels, three bytes each; or RGBA, four bytes each, where it came with a
             mask: what is opaque stays as it is.
+        traceparent: its request's place in a trace; empty where none is kept.
         webhook: where to tell that all pictures of its request have ended; empty tells nobody.
     """
 
@@ -74,6 +75,7 @@ class Job:
     digest: str = ""
     image: bytes | None = None
     webhook: str = ""
+    traceparent: str = ""
 
 
 def job_id(request: str, index: int) -> str:

@@ -123,6 +123,10 @@ class Settings(BaseSettings):
     admin_port: int | None = Field(
         default=None, ge=0, le=65535, description="of /metrics; unset: the main port has it"
     )
+    otel_endpoint: str | None = Field(
+        default=None, description="of an OTLP receiver over HTTP; unset: no traces"
+    )
+    otel_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="of traces begun here")
     gpu_hourly_cost: float = Field(
         default=0.0, ge=0, description="of a worker, in any currency; for the cost of a picture"
     )

@@ -24,7 +24,7 @@ from service.errors import QueueUnavailable
 from service.images import encode_image
 from service.jobs import BatchKey, FailureReason, JobDone, JobFailed, JobOutcome, Priority
 from service.starting import given_images, keep_what_is_masked
-from service.telemetry import Telemetry, log_event, prompt_digest
+from service.telemetry import BatchRun, Telemetry, exemplar_of, log_event, prompt_digest
 
 if TYPE_CHECKING:
     from engines.pipeline import Generated
@@ -296,7 +296,10 @@ class Worker:
             await self._fail(delivery, FailureReason.ENCODER)
             return
         encode_s = time.perf_counter() - started_s
-        self._telemetry.stage_duration.labels("encode").observe(encode_s)
+        exemplar = exemplar_of(job.traceparent)
+        self._telemetry.stage_duration.labels("encode").observe(encode_s, exemplar)
+        if self._telemetry.traces is not None:
+            self._telemetry.traces.encoded(job.traceparent, encode_s)
         done = JobDone(
             job_id=job.id,
             image_bytes=image_bytes,
@@ -351,11 +354,20 @@ class Worker:
         jobs = [delivery.job for delivery in deliveries]
         queue_s = [run.dispatched_s - job.created_s for job in jobs]
         for job, wait_s in zip(jobs, queue_s, strict=True):
-            self._telemetry.queue_wait.labels(job.priority.name.lower()).observe(wait_s)
+            self._telemetry.queue_wait.labels(job.priority.name.lower()).observe(
+                wait_s, exemplar_of(job.traceparent)
+            )
         self._telemetry.batch_size.observe(run.batch_size)
         for stage, duration_ms in run.stage_ms.items():
             name = "encode_input" if stage == "encode" else stage
             self._telemetry.stage_duration.labels(name).observe(duration_ms / 1000)
+        if self._telemetry.traces is not None:
+            members = [(job.traceparent, wait) for job, wait in zip(jobs, queue_s, strict=True)]
+            told = {"onestep.batch_size": run.batch_size, "onestep.steps": key.steps}
+            size = {"onestep.width": key.width, "onestep.height": key.height}
+            self._telemetry.traces.batch(
+                BatchRun(members, run.run_ms / 1000, run.stage_ms, told | size)
+            )
         log_event(
             "batch",
             batch_size=run.batch_size,

@@ -64,8 +64,8 @@ class Fleet:
             )
         return process, printed
 
-    def start_api(self, port: int = 0) -> None:
-        process, printed = self._start("api", "--port", str(port))
+    def start_api(self, port: int = 0, **settings: object) -> None:
+        process, printed = self._start("api", "--port", str(port), **settings)
         self.apis.append(process)
         self.ports.append(self._wait_for_page(process, printed))
 

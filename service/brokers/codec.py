@@ -26,7 +26,7 @@ def job_to_bytes(job: Job) -> bytes:
                 *(_VERSION, job.id, key.model, key.width, key.height, key.steps, key.strength),
                 *(job.prompt, job.seed, job.format, job.created_s, job.deadline_s, job.quality),
                 *(job.owner, int(job.priority), job.num_images, job.keep_s, job.secret, job.digest),
-                job.webhook,
+                *(job.webhook, job.traceparent),
             ]
         ),
     )
@@ -38,7 +38,8 @@ def job_from_bytes(body: bytes, image: bytes | None) -> Job:
     _, job_id, model, width, height, steps, strength, *rest = fields
     prompt, seed, image_format, created_s, deadline_s, quality, *rest = rest
     owner, priority, num_images, keep_s, secret, digest, *rest = rest
-    webhook = rest[0] if rest else ""
+    # Both were appended later.
+    webhook, traceparent, *_ = (*rest, "", "")[: max(2, len(rest))]
     return Job(
         id=job_id,
         key=BatchKey(model, width, height, steps, strength),
@@ -56,6 +57,7 @@ def job_from_bytes(body: bytes, image: bytes | None) -> Job:
         digest=digest,
         image=image,
         webhook=webhook,
+        traceparent=traceparent,
     )
 
 

@@ -14,7 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
 from service.middleware.problems import problem_response
-from service.telemetry import Telemetry, log_event, new_id, request_id_var
+from service.telemetry import (
+    RequestSpan,
+    Telemetry,
+    exemplar_of,
+    log_event,
+    new_id,
+    request_id_var,
+    traceparent_var,
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # On every answer. How long browsers insist on TLS is for the proxy to say that speaks it.
@@ -48,6 +56,7 @@ class RequestMiddleware:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         token = request_id_var.set(request_id)
+        span = self._begin_span(scope)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -77,8 +86,22 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", "unmatched")
             reason = state.get("reason", "ok")
             self._telemetry.requests.labels(route, str(status), reason).inc()
-            self._telemetry.request_duration.labels(route).observe(time.perf_counter() - started_s)
+            duration_s = time.perf_counter() - started_s
+            exemplar = None
+            if span is not None:
+                span.end(route, status, reason)
+                exemplar = exemplar_of(span.traceparent)
+            self._telemetry.request_duration.labels(route).observe(duration_s, exemplar)
             request_id_var.reset(token)
+
+    def _begin_span(self, scope: Scope) -> RequestSpan | None:
+        """What the request's jobs will name, where traces are kept."""
+        if self._telemetry.traces is None:
+            return None
+        sent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        span = self._telemetry.traces.request(scope["method"], sent.decode("latin-1"))
+        traceparent_var.set(span.traceparent)
+        return span
 
     async def _serve_connection(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket; what it counts it counts itself, as it lasts for many answers."""

@@ -11,12 +11,18 @@ from service.errors import QueueUnavailable
 from service.limits.redis import RedisLimiter
 from service.processes.life import background, on_signals, sweep_forever
 from service.processes.models import load_models, watch_bundles
-from service.processes.parts import answering_operators, context_of, redis_broker
+from service.processes.parts import (
+    answering_operators,
+    context_of,
+    redis_broker,
+    telemetry_of,
+    traced,
+)
 from service.processes.serve import announce
 from service.processes.sockets import address_of, answering
 from service.routes.context import Phase
 from service.settings import Settings
-from service.telemetry import Telemetry, log_event
+from service.telemetry import log_event
 
 # What may pass between a request's deadline and the end of its answer.
 FINISH_MARGIN_S = 5.0
@@ -34,9 +40,10 @@ async def serve_api(settings: Settings, listener: socket.socket) -> int:
     limits = load_models(settings.model)
     stop = asyncio.Event()
     on_signals(stop)
-    async with redis_broker(settings, limits) as broker:
+    telemetry = telemetry_of(settings, is_worker=False)
+    async with traced(telemetry), redis_broker(settings, limits) as broker:
         limiter = RedisLimiter(broker.client)
-        context = context_of(settings, limits, broker, limiter, Telemetry(is_worker=False))
+        context = context_of(settings, limits, broker, limiter, telemetry)
 
         def note(error: QueueUnavailable | None) -> None:
             phase = Phase.READY if error is None else Phase.STARTING

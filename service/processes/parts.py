@@ -5,6 +5,7 @@ Owns their composition: the context, the two ports, the broker that the settings
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from service.processes.sockets import answering, listen
 from service.routes.context import AppContext, Readiness
 from service.schemas import ModelLimits
 from service.settings import Settings
-from service.telemetry import Telemetry, log_event
+from service.telemetry import Telemetry, Traces, log_event
 
 
 @contextlib.asynccontextmanager
@@ -65,6 +66,32 @@ def context_of(
 ) -> AppContext:
     """One process's context."""
     return AppContext(settings, limits, broker, telemetry, Readiness(telemetry), limiter)
+
+
+def telemetry_of(settings: Settings, *, is_api: bool = True, is_worker: bool = True) -> Telemetry:
+    """What this process tells of itself, and where its traces go.
+
+    Raises:
+        StartError: traces are wanted, and their packages are not installed.
+    """
+    telemetry = Telemetry(is_api=is_api, is_worker=is_worker)
+    telemetry.gpu_hourly_cost.set(settings.gpu_hourly_cost)
+    if settings.otel_endpoint is not None:
+        service = "onestep" if is_api and is_worker else f"onestep-{'api' if is_api else 'worker'}"
+        telemetry.traces = Traces.sent_to(
+            settings.otel_endpoint, service, settings.otel_sample_ratio
+        )
+    return telemetry
+
+
+@contextlib.asynccontextmanager
+async def traced(telemetry: Telemetry) -> AsyncIterator[None]:
+    """At the end of the block, send the traces that are left."""
+    try:
+        yield
+    finally:
+        if telemetry.traces is not None:
+            await asyncio.to_thread(telemetry.traces.close)
 
 
 @contextlib.asynccontextmanager

@@ -10,12 +10,17 @@ from service.app import create_app
 from service.limits.memory import MemoryLimiter
 from service.processes.life import background, drain, on_signals, sweep_forever
 from service.processes.models import load_models, loaders, watch_bundles
-from service.processes.parts import answering_operators, context_of, memory_broker
+from service.processes.parts import (
+    answering_operators,
+    context_of,
+    memory_broker,
+    telemetry_of,
+    traced,
+)
 from service.processes.sockets import address_of, answering
 from service.routes.context import Phase
 from service.schemas import ModelLimits
 from service.settings import Settings
-from service.telemetry import Telemetry
 from service.worker import Worker, WorkerOptions
 
 # What a drain may take beyond the last accepted request's deadline.
@@ -31,8 +36,7 @@ async def serve(settings: Settings, listener: socket.socket) -> int:
     """
     limits = load_models(settings.model)
     broker = memory_broker(settings)
-    context = context_of(settings, limits, broker, MemoryLimiter(), Telemetry())
-    context.telemetry.gpu_hourly_cost.set(settings.gpu_hourly_cost)
+    context = context_of(settings, limits, broker, MemoryLimiter(), telemetry_of(settings))
     worker = Worker(
         broker,
         loaders(settings, limits, context.telemetry),
@@ -48,6 +52,7 @@ async def serve(settings: Settings, listener: socket.socket) -> int:
         context.limits = load_models(settings.model)
 
     async with (
+        traced(context.telemetry),
         answering(create_app(context), listener, settings) as serving,
         answering_operators(context),
     ):

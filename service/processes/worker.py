@@ -18,7 +18,7 @@ from starlette.routing import Route
 from service.errors import QueueUnavailable
 from service.processes.life import background, drain, on_signals, sweep_forever
 from service.processes.models import load_models, loaders, watch_bundles
-from service.processes.parts import redis_broker
+from service.processes.parts import redis_broker, telemetry_of, traced
 from service.processes.sockets import answering, listen
 from service.routes.context import Phase, Readiness
 from service.routes.metrics import exposition
@@ -40,10 +40,9 @@ async def work(settings: Settings) -> int:
     limits = load_models(settings.model)
     stop = asyncio.Event()
     on_signals(stop)
-    telemetry = Telemetry(is_api=False)
-    telemetry.gpu_hourly_cost.set(settings.gpu_hourly_cost)
+    telemetry = telemetry_of(settings, is_api=False)
     readiness = Readiness(telemetry)
-    async with redis_broker(settings, limits) as broker:
+    async with traced(telemetry), redis_broker(settings, limits) as broker:
         worker = Worker(
             broker,
             loaders(settings, limits, telemetry),

@@ -26,7 +26,7 @@ from service.routes.access import (
 from service.routes.context import AppContext
 from service.routes.idempotency import FIELD, RequestKey, mark_replayed
 from service.schemas import Generation
-from service.telemetry import new_id
+from service.telemetry import new_id, traceparent_var
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ async def make_jobs(
             digest="" if terms.key is None else terms.key.digest,
             image=image,
             webhook=generation.webhook or "",
+            traceparent=traceparent_var.get(),
         )
         for index, seed in enumerate(generation.seeds)
     ]

@@ -19,6 +19,7 @@ from service.job_documents import failure
 from service.jobs import Job, JobDone, JobFailed, JobOutcome
 from service.routes.access import Accepted
 from service.routes.context import AppContext
+from service.telemetry import exemplar_of
 
 
 @contextmanager
@@ -42,7 +43,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
     jobs, futures = accepted.jobs, accepted.futures
     # One future is everything by itself, and most requests are for one picture.
     everything: asyncio.Future[Any] = futures[0] if len(futures) == 1 else asyncio.gather(*futures)
-    note_first = _first_picture(jobs[0].created_s, context)
+    note_first = _first_picture(jobs[0], context)
     for future in futures:
         future.add_done_callback(note_first)
     departure = asyncio.create_task(_departure(receive))
@@ -70,9 +71,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
             everything.cancel()
 
 
-def _first_picture(
-    created_s: float, context: AppContext
-) -> Callable[[asyncio.Future[JobOutcome]], None]:
+def _first_picture(job: Job, context: AppContext) -> Callable[[asyncio.Future[JobOutcome]], None]:
     """Called with each outcome of a request, notes how long the first picture took."""
     is_noted = False
 
@@ -80,7 +79,8 @@ def _first_picture(
         nonlocal is_noted
         if not is_noted and not future.cancelled() and isinstance(future.result(), JobDone):
             is_noted = True
-            context.telemetry.first_image.observe(context.broker.now_s() - created_s)
+            took_s = context.broker.now_s() - job.created_s
+            context.telemetry.first_image.observe(took_s, exemplar_of(job.traceparent))
 
     return note
 

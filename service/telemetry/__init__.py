@@ -14,17 +14,23 @@ from service.telemetry.logs import (
     request_id_var,
 )
 from service.telemetry.metrics import BATCH_BUCKETS, SECONDS_BUCKETS, Telemetry
+from service.telemetry.traces import BatchRun, RequestSpan, Traces, exemplar_of, traceparent_var
 
 __all__ = [
     "BATCH_BUCKETS",
     "SECONDS_BUCKETS",
+    "BatchRun",
     "EngineFacts",
     "FollowedCounter",
     "JsonFormatter",
+    "RequestSpan",
     "Telemetry",
+    "Traces",
     "configure_logging",
+    "exemplar_of",
     "log_event",
     "new_id",
     "prompt_digest",
     "request_id_var",
+    "traceparent_var",
 ]

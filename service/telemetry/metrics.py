@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from service.errors import STATUS_TABLE
 from service.telemetry.engines import EngineCollector
 from service.telemetry.followed import FollowedCounter
+from service.telemetry.traces import Traces
 
 # When each series began is known to whoever scrapes it, and would be a series more.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
@@ -72,6 +73,8 @@ class Telemetry:
         self._define_store(_Group(None if is_api and is_worker else self.registry))
         self._define_api(_Group(self.registry if is_api else None))
         self._define_worker(_Group(self.registry if is_worker else None))
+        # Set where the process's settings name a receiver.
+        self.traces: Traces | None = None
         self.engines = EngineCollector()
         if is_worker:
             self.registry.register(self.engines)

@@ -15,7 +15,7 @@ from service_stack import Stack, listening, running
 
 from engines.pipeline import Pipeline
 from service.api_keys import ApiKey
-from service.telemetry import JsonFormatter
+from service.telemetry import JsonFormatter, prompt_digest
 
 PROMPT = "xq7canary"
 LONG = " ".join([PROMPT] * 500)
@@ -164,6 +164,8 @@ async def test_failures_log_neither_key_nor_prompt(
     await ask()
     assert sorted(seen) == [200, 200, 429, 429, 500, 500]
     assert "request_failed" in log.text and "unforeseen" in log.text
+    # What failed in the engine can still be told from other prompts.
+    assert f'"prompt_digest":"{prompt_digest(PROMPT)}"' in log.text
     secret = key[1].partition(".")[2]
     assert secret not in log.text and PROMPT not in log.text
 

@@ -109,11 +109,6 @@ class PrometheusServer:
         )["result"]
         return found
 
-    def exemplars(self, metric: str, begin_s: float) -> list[dict[str, Any]]:
-        """The exemplars of a metric's series."""
-        found = self._get("query_exemplars", query=metric, start=begin_s, end=time.time() + 1)
-        return [exemplar for series in found for exemplar in series["exemplars"]]
-
     def metric_names(self) -> set[str]:
         """Every name that was ever scraped or recorded."""
         return set(self._get("label/__name__/values"))

@@ -122,6 +122,13 @@ class _Queue(MemoryBroker):
         return self.depth
 
 
+def test_a_process_that_has_not_looked_yet_accuses_nobody() -> None:
+    # Its model may load for minutes, and an alert waits for a 0.
+    telemetry = Telemetry(is_api=False)
+    value = telemetry.registry.get_sample_value
+    assert value("onestep_queue_up") == value("onestep_redis_persists") == 1
+
+
 async def test_a_sweep_shows_workers_counts_and_the_server() -> None:
     telemetry, queue = Telemetry(is_worker=False), _Queue(10)
     value = telemetry.registry.get_sample_value
