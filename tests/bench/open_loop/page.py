@@ -16,6 +16,7 @@ from tests.bench.open_loop.stages import QUANTILES, outcome
 
 _WIDTH_PX, _HEIGHT_PX = 760, 240
 _NUM_BINS = 60
+_PAPER = "#faf9f6"
 _COLOURS = ("#1b7f79", "#d98324", "#b3261e")
 _STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1d1b19; }
@@ -163,7 +164,11 @@ def _answers_over_time(sent: Sequence[Sent], rows: Sequence[Mapping[str, Any]]) 
 
 def _chart(rows: Sequence[Mapping[str, Any]], title: str) -> altair.Chart:
     return altair.Chart(
-        altair.Data(values=list(rows)), title=title, width=_WIDTH_PX, height=_HEIGHT_PX
+        altair.Data(values=list(rows)),
+        title=title,
+        background=_PAPER,
+        width=_WIDTH_PX,
+        height=_HEIGHT_PX,
     )
 
 
