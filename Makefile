@@ -26,8 +26,8 @@ SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/de
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench bench-bundle distill ablation export engines images locks \
-  dashboards clean
+.PHONY: help run test check format lint types imports bench bench-bundle load distill ablation export \
+  engines images locks dashboards clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -60,6 +60,9 @@ bench: $(VENV)/.bench  ## Measure what the service costs, beside other servers; 
 
 bench-bundle: $(VENV)/.base  ## Measure a bundle's engine, and the service that serves it, under load.
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench_service.py --model $(MODEL) $(ARGS)
+
+load: $(VENV)/.dev  ## Ask a running service as many people would; ARGS="--url URL --rate 20 40 --seconds 30".
+	@$(BIN)/python -m tests.bench.open_loop $(ARGS)
 
 distill: $(VENV)/.dev  ## Train a student; ARGS="--preset NAME --out runs/NAME".
 	$(BIN)/onestep-distill train $(ARGS)

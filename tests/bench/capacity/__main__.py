@@ -66,14 +66,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _redis(options: argparse.Namespace) -> int:
-    found = asyncio.run(
-        redis_rate.measure(
-            num_open=options.open,
-            max_batch_size=options.batch,
-            picture_bytes=options.picture_bytes,
-            duration_s=options.seconds,
-        )
+    shape = redis_rate.Shape(
+        options.open, options.workers, options.owners, options.batch, options.picture_bytes
     )
+    found = asyncio.run(redis_rate.measure(shape, options.seconds))
     for line in redis_rate.lines(found):
         print(line)
     if options.out is not None:
@@ -105,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     three = commands.add_parser("redis", help="commands, processor and bytes per picture")
     three.add_argument("--seconds", type=_positive, default=5.0)
     three.add_argument("--open", type=int, default=64, help="pictures asked for at once")
+    three.add_argument("--workers", type=int, default=1)
+    three.add_argument("--owners", type=int, default=1, help="whose pictures they are")
     three.add_argument("--batch", type=int, default=8)
     three.add_argument("--picture-bytes", type=int, default=68_000)
     three.add_argument("--out", type=Path)

@@ -12,8 +12,9 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +46,40 @@ class _Counters:
         }
 
 
-async def measure(
-    *, num_open: int, max_batch_size: int, picture_bytes: int, duration_s: float
-) -> dict[str, Any]:
-    """Let pictures through the queue and count; JSON-ready.
+@dataclass(frozen=True)
+class Shape:
+    """What goes through the queue.
 
-    Args:
+    Attributes:
         num_open: pictures asked for at once.
-        max_batch_size: taken at once.
-        picture_bytes: size of each answer.
-        duration_s: of the counted part; a fifth as much goes before.
+        num_workers: that take them, each at once when it has drawn, which takes no time.
+        num_owners: whose pictures they are, in turn; owners share up to eight streams.
     """
+
+    num_open: int = 64
+    num_workers: int = 1
+    num_owners: int = 1
+    max_batch_size: int = 8
+    picture_bytes: int = 68_000
+
+
+async def measure(shape: Shape, duration_s: float) -> dict[str, Any]:
+    """Let pictures through the queue and count; JSON-ready. A fifth of the time goes before."""
     if shutil.which("redis-server") is None:
         raise SystemExit("redis-server is needed: apt-get install redis-server")
     load_before = load_average()
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(Path(folder))
         try:
-            async with _ends(server.url, num_open) as (api, worker):
-                traffic = _Traffic(api, worker, picture_bytes)
+            async with _ends(server.url, shape) as (api, *workers):
+                traffic = _Traffic(api, workers, shape)
                 async with redis.asyncio.from_url(server.url) as client:
-                    async with traffic.flowing(num_open, max_batch_size):
+                    async with traffic.flowing():
                         counted = await _count(client, traffic, duration_s)
         finally:
             server.close()
-    shape = {"open": num_open, "batch": max_batch_size, "picture_bytes": picture_bytes}
     machine = describe_machine(None)
-    return {"machine": machine, "load_average": load_before, "shape": shape} | counted
+    return {"machine": machine, "load_average": load_before, "shape": asdict(shape)} | counted
 
 
 async def _count(
@@ -110,62 +118,64 @@ async def _read(client: redis.asyncio.Redis) -> _Counters:
 
 
 @asynccontextmanager
-async def _ends(url: str, num_open: int) -> AsyncIterator[tuple[RedisBroker, RedisBroker]]:
-    options = RedisOptions(max_depth=2 * num_open)
-    api, worker = (RedisBroker(url, (_MODEL,), options) for _ in range(2))
-    await api.start()
-    await worker.start()
+async def _ends(url: str, shape: Shape) -> AsyncIterator[list[RedisBroker]]:
+    options = RedisOptions(max_depth=2 * shape.num_open)
+    ends = [RedisBroker(url, (_MODEL,), options) for _ in range(1 + shape.num_workers)]
+    for end in ends:
+        await end.start()
     try:
-        yield api, worker
+        yield ends
     finally:
-        await api.stop()
-        await worker.stop()
+        await asyncio.gather(*(end.stop() for end in ends))
 
 
 class _Traffic:
-    """Clients that ask again at once, a worker that draws at once, and the sweep of a process."""
+    """Clients that ask again at once, workers that draw at once, and the sweep of a process."""
 
-    def __init__(self, api: RedisBroker, worker: RedisBroker, picture_bytes: int) -> None:
-        self._api, self._worker = api, worker
-        self._picture = bytes(picture_bytes)
+    def __init__(self, api: RedisBroker, workers: Sequence[RedisBroker], shape: Shape) -> None:
+        self._api, self._workers, self._shape = api, workers, shape
+        self._picture = bytes(shape.picture_bytes)
         self._numbers = itertools.count()
         self.num_done = 0
         self._is_over = False
 
     @asynccontextmanager
-    async def flowing(self, num_open: int, max_batch_size: int) -> AsyncIterator[None]:
+    async def flowing(self) -> AsyncIterator[None]:
         """Everything at the same time; at the end, all that is asked for is also drawn."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._draw(max_batch_size))
+            for worker in self._workers:
+                group.create_task(self._draw(worker))
             group.create_task(self._sweep())
-            asking = [group.create_task(self._ask()) for _ in range(num_open)]
+            asking = [group.create_task(self._ask()) for _ in range(self._shape.num_open)]
             yield
             self._is_over = True
             await asyncio.wait(asking)
-            await self._worker.close()
+            for worker in self._workers:
+                await worker.close()
 
     async def _ask(self) -> None:
         while not self._is_over:
             number, now_s = next(self._numbers), self._api.now_s()
             prompt = f"a lighthouse on a cliff at dusk, oil on canvas, number {number}"
             name = job_id(f"{number:032x}", 0)
-            job = Job(name, _KEY, prompt, number, "jpeg", created_s=now_s, deadline_s=now_s + 60)
+            owner = f"owner-{number % self._shape.num_owners}"
+            job = Job(name, _KEY, prompt, number, "jpeg", now_s, now_s + 60, owner=owner)
             (future,) = await self._api.put([job])
             outcome = await future
             assert isinstance(outcome, JobDone) and outcome.image_bytes == self._picture
             self.num_done += 1
 
-    async def _draw(self, max_batch_size: int) -> None:
-        want = Want((_MODEL,), max_batch_size)
-        while (taken := await self._worker.take(want, wait=True)) is not None:
+    async def _draw(self, worker: RedisBroker) -> None:
+        want = Want((_MODEL,), self._shape.max_batch_size)
+        while (taken := await worker.take(want, wait=True)) is not None:
             if taken.batch is not None:
-                await asyncio.gather(*map(self._reply, taken.batch.deliveries))
+                await asyncio.gather(*(self._reply(worker, d) for d in taken.batch.deliveries))
 
-    async def _reply(self, delivery: Delivery) -> None:
+    async def _reply(self, worker: RedisBroker, delivery: Delivery) -> None:
         job = delivery.job
         stages_ms = {"text": 1.0, "denoise": 1.0, "decode": 1.0}
         done = JobDone(job.id, self._picture, job.seed, 8, 1.0, 1.0, 1.0, stages_ms)
-        assert await self._worker.reply(delivery, done)
+        assert await worker.reply(delivery, done)
 
     async def _sweep(self) -> None:
         while not self._is_over:
@@ -178,7 +188,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     shape, machine = found["shape"], found["machine"]
     yield f"{machine['cpu']}, {machine['num_cores']} cores, client on the same ones; load before: "
     yield f"  {', '.join(f'{load:.2f}' for load in found['load_average'])}; Redis {found['redis']}"
-    yield "{open} open at once, batches of {batch}, {picture_bytes} bytes a picture".format(**shape)
+    yield (
+        "{num_open} open at once of {num_owners} owners, {num_workers} workers, batches of "
+        "{max_batch_size}, {picture_bytes} bytes a picture"
+    ).format(**shape)
     yield f"{found['num_pictures']} pictures, {found['pictures_per_s']:.0f}/s through the queue"
     yield (
         f"server: {found['server_cpu_us_per_picture']:.0f} µs of its processor per picture = "

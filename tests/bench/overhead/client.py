@@ -92,7 +92,13 @@ class Connection(asyncio.Protocol):
         """End what is under way without an answer."""
         if self._reply is not None:
             reply, self._reply = self._reply, None
-            reply.set_result(Reply(0, False, 0, 0, time.perf_counter()))
+            if not reply.done():
+                reply.set_result(Reply(0, False, 0, 0, time.perf_counter()))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has left, or this side has."""
+        return self._transport.is_closing()
 
     def close(self) -> None:
         """Leave."""
