@@ -113,10 +113,12 @@ class PrometheusServer:
         """Every name that was ever scraped or recorded."""
         return set(self._get("label/__name__/values"))
 
-    def fired(self, since_s: float) -> set[str]:
-        """Alerts that have fired since then."""
+    def fired(self, since_s: float, but_for: str = "") -> set[str]:
+        """Alerts that have fired since then, but for those of one objective."""
         window_s = math.ceil(time.time() - since_s)
-        firing = self.query(f'max_over_time(ALERTS{{alertstate="firing"}}[{window_s}s])')
+        firing = self.query(
+            f'max_over_time(ALERTS{{alertstate="firing", slo!="{but_for or "none"}"}}[{window_s}s])'
+        )
         return {series["metric"]["alertname"] for series in firing}
 
     def wait_for_alerts(self, names: set[str], timeout_s: float) -> None:
