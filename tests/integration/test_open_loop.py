@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,22 @@ async def test_a_service_that_stands_still_is_seen_by_all_who_were_due_meanwhile
     assert len(slow) >= 12, "half of the fifty that were due while it stood still"
     found = summary(sent, 100, 1.2)
     assert found["latency_ms"]["p99"] > 350 > found["latency_ms"]["p50"]
+
+
+async def test_a_client_that_stood_still_counts_its_own_delay_too() -> None:
+    begun = False
+
+    def answer(number: int, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            time.sleep(0.4)  # client and server share this thread
+        writer.write(RIGHT)
+
+    sent = await sent_to(answer, rate_per_s=100, duration_s=1)
+    late = [one for one in sent if one.late_s > 0.2]
+    assert len(late) >= 8
+    assert all(one.latency_s >= one.late_s for one in late)
 
 
 async def test_each_answer_is_counted_as_what_it_is() -> None:
