@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -51,12 +53,16 @@ async def sent_to(
         finally:
             writer.close()
 
+    amiss: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: amiss.append(context))
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         target = Target.at(url, None, ["heart"], give_up_s)
         sent = await send_stage(target, rate_per_s, duration_s, seed=3)
         await asyncio.wait([task for task in serving if task is not None], timeout=10)
-        return sent
+    assert amiss == []
+    return sent
 
 
 async def test_a_service_that_stands_still_is_seen_by_all_who_were_due_meanwhile() -> None:
@@ -75,6 +81,32 @@ async def test_a_service_that_stands_still_is_seen_by_all_who_were_due_meanwhile
     assert len(slow) >= 12, "half of the fifty that were due while it stood still"
     found = summary(sent, 100, 1.2)
     assert found["latency_ms"]["p99"] > 350 > found["latency_ms"]["p50"]
+
+
+async def test_a_client_that_stood_still_counts_its_own_delay_too() -> None:
+    begun = False
+
+    def answer(number: int, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            time.sleep(0.4)  # client and server share this thread
+        writer.write(RIGHT)
+
+    sent = await sent_to(answer, rate_per_s=100, duration_s=1)
+    late = [one for one in sent if one.late_s > 0.2]
+    assert len(late) >= 8
+    assert all(one.latency_s >= one.late_s for one in late)
+
+
+async def test_a_service_that_closes_its_connections_is_asked_over_new_ones() -> None:
+    def answer(number: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(RIGHT)
+        writer.close()
+
+    sent = await sent_to(answer, rate_per_s=40, duration_s=1)
+    assert len(sent) > 20
+    assert all(one.is_right for one in sent)
 
 
 async def test_each_answer_is_counted_as_what_it_is() -> None:

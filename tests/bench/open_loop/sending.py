@@ -134,8 +134,7 @@ class _Pool:
         except OSError:
             status = BROKEN
         else:
-            if reply.status:
-                self._free.append(connection)
+            self._free.append(connection)
             return reply
         if connection is not None:
             connection.close()
