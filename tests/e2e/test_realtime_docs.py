@@ -36,6 +36,8 @@ def test_the_python_example_draws(repo_root: Path, tmp_path: Path, service_url: 
 
 def test_the_browser_example_draws(repo_root: Path, browser: Browser, service_url: str) -> None:
     page = browser.new_page()
+    # Of the service's own origin: others have to be listed.
+    page.goto(f"{service_url}/livez")
     page.set_content("<img>")
     page.evaluate(f"() => {{ {example(repo_root, 'js', service_url)} }}")
     picture = page.locator("img")
