@@ -1,4 +1,5 @@
-"""uvicorn's HTTP/1.1 with bounds on a request's head, and problem documents for what is no HTTP.
+"""uvicorn's HTTP/1.1 with bounds on a request's head, problem documents for what is no HTTP, and an
+end that breaks no request.
 
 Owns how many bytes a head may hold, how long it may take to arrive, and which heads are refused
 that the parser lets through. Without these a client could make the process hold and join header
@@ -27,6 +28,8 @@ from service.telemetry import new_id
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 10.0
+# At the end of the process a kept connection stays open for so long: a request may be on its way.
+LINGER_S = 1.0
 # RFC 3986, section 3.2: the characters of a host and its port.
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
@@ -40,6 +43,7 @@ class BoundedHttp(HttpToolsProtocol):
     _num_parsed_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _refusal: ProblemError | None = None
+    _is_ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -93,6 +97,20 @@ class BoundedHttp(HttpToolsProtocol):
         if version not in ("1.0", "1.1") or not is_valid_host or not all(map(_is_host, hosts)):
             raise ValueError("no valid HTTP/1.1")
         super().on_headers_complete()
+        if self._is_ending and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close after the next answer, or after a while in which nothing came."""
+        self._is_ending = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LINGER_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         """Expect the next head."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from service.app import create_app
 from service.errors import QueueUnavailable
 from service.limits.redis import RedisLimiter
-from service.processes.life import background, on_signals, sweep_forever
+from service.processes.life import background, on_signals, sweep_forever, sweep_once
 from service.processes.models import load_models, watch_bundles
 from service.processes.parts import (
     answering_operators,
@@ -52,6 +52,8 @@ async def serve_api(settings: Settings, listener: socket.socket) -> int:
         async def reload(bundle: Path) -> None:
             context.limits = load_models(settings.model)
 
+        # Before the first request can come: a process that takes over must not refuse it.
+        await sweep_once(broker, context.telemetry, note)
         sweeping = asyncio.create_task(sweep_forever(broker, context.telemetry, note))
         watching = asyncio.create_task(watch_bundles(settings.model, reload))
         async with background(sweeping, watching), answering_operators(context):

@@ -54,17 +54,23 @@ async def background(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def sweep_forever(
-    broker: Broker, telemetry: Telemetry, note: Callable[[QueueUnavailable | None], None]
-) -> None:
-    """Sweep the queue every second, and say whether it could be reached."""
+Note = Callable[[QueueUnavailable | None], None]
+
+
+async def sweep_once(broker: Broker, telemetry: Telemetry, note: Note) -> None:
+    """Sweep the queue, and say whether it could be reached."""
+    try:
+        await sweep(broker, telemetry)
+    except QueueUnavailable as error:
+        note(error)
+    else:
+        note(None)
+
+
+async def sweep_forever(broker: Broker, telemetry: Telemetry, note: Note) -> None:
+    """Sweep the queue every second."""
     while True:
-        try:
-            await sweep(broker, telemetry)
-        except QueueUnavailable as error:
-            note(error)
-        else:
-            note(None)
+        await sweep_once(broker, telemetry, note)
         await asyncio.sleep(SWEEP_S)
 
 
