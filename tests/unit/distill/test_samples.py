@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,23 +174,27 @@ def test_a_killed_run_goes_on_with_the_next_shard(tmp_path: Path, teacher: Teach
         assert all(torch.equal(one.get_tensor(k), other.get_tensor(k)) for k in one.keys())
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """The system refuses to write files beyond 60 kB, as a full disk would."""
+@contextmanager
+def _small_files() -> Iterator[None]:
+    """The system refuses to write files beyond 60 kB, as a full disk would.
+
+    Not a fixture: what the tests print may go to a file that is larger already.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_what_was_there(
-    tmp_path: Path, teacher: Teacher, small_files: None
-) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, teacher: Teacher) -> None:
     captions = tuple(
         (text,) * (40 if i == 5 else 1) for i, (text, *_) in enumerate(tiny_pictures(10).captions)
     )
     source = PictureSource(replace(tiny_pictures(10), captions=captions), 0)
-    with pytest.raises(CheckpointError, match=r"cannot write to .*make room and run precompute"):
+    full = pytest.raises(CheckpointError, match=r"cannot write to .*make room and run precompute")
+    with full, _small_files():
         _write(source, teacher, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "000000.safetensors",
