@@ -136,6 +136,9 @@ def live_through(
     fleet.start_api()
     fleet.wait_for_workers(model, 2)
     # Until then a process is listed that has not begun to answer.
+    until_s = time.monotonic() + 60
+    while len(prometheus.query("onestep_ready")) < 3 and time.monotonic() < until_s:
+        time.sleep(0.5)
     time.sleep(3)
     seen.begin_s = time.time()
     port = fleet.ports[0]
