@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 from service.app import create_app
-from service.errors import QueueUnavailable
 from service.limits.redis import RedisLimiter
 from service.processes.life import background, on_signals, sweep_forever, sweep_once
 from service.processes.models import load_models, watch_bundles
@@ -20,7 +19,6 @@ from service.processes.parts import (
 )
 from service.processes.serve import announce
 from service.processes.sockets import address_of, answering
-from service.routes.context import Phase
 from service.settings import Settings
 from service.telemetry import log_event
 
@@ -45,9 +43,7 @@ async def serve_api(settings: Settings, listener: socket.socket) -> int:
         limiter = RedisLimiter(broker.client)
         context = context_of(settings, limits, broker, limiter, telemetry)
 
-        def note(error: QueueUnavailable | None) -> None:
-            phase = Phase.READY if error is None else Phase.STARTING
-            context.readiness.set(phase, "" if error is None else error.detail)
+        note = context.readiness.follow_queue
 
         async def reload(bundle: Path) -> None:
             context.limits = load_models(settings.model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from service.app import create_admin_app
 from service.brokers.base import Broker
@@ -16,7 +15,6 @@ from service.brokers.memory import MemoryBroker
 from service.brokers.redis import RedisBroker, RedisOptions
 from service.errors import StartError
 from service.limits.base import Limiter
-from service.processes.models import load_models
 from service.processes.sockets import answering, listen
 from service.routes.context import AppContext, Readiness
 from service.schemas import ModelLimits
@@ -105,8 +103,3 @@ async def answering_operators(context: AppContext) -> AsyncIterator[None]:
         async with answering(create_admin_app(context), listener, settings):
             log_event("metrics_served", host=settings.admin_host, port=listener.getsockname()[1])
             yield
-
-
-def reload_limits(context: AppContext, bundles: tuple[Path, ...]) -> None:
-    """Put what the bundles say now in place of what they said; requests in hand keep theirs."""
-    context.limits = load_models(bundles)

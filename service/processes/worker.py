@@ -54,17 +54,12 @@ async def work(settings: Settings) -> int:
         async def reload(bundle: Path) -> None:
             await worker.reload(names[bundle])
 
-        def note(error: QueueUnavailable | None) -> None:
-            if readiness.phase is not Phase.DRAINING:
-                phase = Phase.READY if error is None else Phase.STARTING
-                readiness.set(phase, "" if error is None else error.detail)
-
         async with _answering_operators(worker, readiness, telemetry, settings):
             await worker.start()
             log_event("worker_ready", models=list(names.values()))
             working = asyncio.create_task(worker.run())
             stopping = asyncio.create_task(stop.wait())
-            sweeping = asyncio.create_task(sweep_forever(broker, telemetry, note))
+            sweeping = asyncio.create_task(sweep_forever(broker, telemetry, readiness.follow_queue))
             watching = asyncio.create_task(watch_bundles(settings.model, reload))
             async with background(sweeping, watching):
                 await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -50,6 +50,12 @@ class Readiness:
         self.reason = reason
         self._telemetry.ready.set(phase is Phase.READY)
 
+    def follow_queue(self, error: QueueUnavailable | None) -> None:
+        """Be ready while the queue can be reached, unless the process is about to stop."""
+        if self.phase is not Phase.DRAINING:
+            phase = Phase.READY if error is None else Phase.STARTING
+            self.set(phase, "" if error is None else error.detail)
+
     def check(self) -> None:
         """Return when requests are accepted.
 

@@ -86,3 +86,25 @@ async def receiver() -> AsyncIterator[Receiver]:
 
     async with receiving() as receiver:
         yield receiver
+
+
+@pytest.fixture(scope="module")
+def emoji(repo_root: Path) -> Path:
+    """The bundled model, which draws from pictures too."""
+    return repo_root / "models" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def emoji_pipeline(emoji: Path) -> Pipeline:
+    from engines.pipeline import Pipeline
+
+    return Pipeline.load(emoji, num_threads=1)
+
+
+@pytest.fixture
+async def emoji_stack(emoji: Path, emoji_pipeline: Pipeline) -> AsyncIterator[Stack]:
+    """The service's parts around it."""
+    from service_stack import running
+
+    async with running(emoji, emoji_pipeline) as stack:
+        yield stack

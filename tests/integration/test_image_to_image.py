@@ -29,22 +29,6 @@ BASE64 = base64.b64encode(FILE).decode()
 MAX_GROWTH_BYTES = 64 * 2**20
 
 
-@pytest.fixture(scope="module")
-def emoji(repo_root: Path) -> Path:
-    return repo_root / "models" / "emoji"
-
-
-@pytest.fixture(scope="module")
-def emoji_pipeline(emoji: Path) -> Pipeline:
-    return Pipeline.load(emoji, num_threads=1)
-
-
-@pytest.fixture
-async def emoji_stack(emoji: Path, emoji_pipeline: Pipeline) -> AsyncIterator[Stack]:
-    async with running(emoji, emoji_pipeline) as stack:
-        yield stack
-
-
 async def _redraw(stack: Stack, **fields: Any) -> np.ndarray:
     fields = {"prompt": PROMPT, "image": BASE64, "seed": 3} | fields
     response = await stack.draw(PNG, **fields)

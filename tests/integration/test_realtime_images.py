@@ -5,31 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from realtime_client import RealtimeClient, connected
-from service_stack import PNG, Stack, listening, pixels, running
-
-from engines.pipeline import Pipeline
-
-
-@pytest.fixture(scope="module")
-def emoji(repo_root: Path) -> Path:
-    return repo_root / "models" / "emoji"
-
-
-@pytest.fixture(scope="module")
-def emoji_pipeline(emoji: Path) -> Pipeline:
-    return Pipeline.load(emoji, num_threads=1)
-
-
-@pytest.fixture
-async def emoji_stack(emoji: Path, emoji_pipeline: Pipeline) -> AsyncIterator[Stack]:
-    async with running(emoji, emoji_pipeline) as stack:
-        yield stack
+from service_stack import PNG, Stack, listening, pixels
 
 
 @pytest.fixture
