@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.batching import Batch, Delivery
+from service.errors import Draining, IdempotencyMismatch, QueueFull
 from service.jobs import FailureReason, Job, JobFailed, JobOutcome, JobRecord
 
 
@@ -216,3 +217,26 @@ def _ended(outcome: JobOutcome) -> asyncio.Future[JobOutcome]:
     future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
     future.set_result(outcome)
     return future
+
+
+# What every broker refuses with, in the same words.
+
+
+def closed() -> Draining:
+    """It takes no new jobs any more."""
+    return Draining("the service is shutting down and takes no new requests")
+
+
+def full(num_open: int, max_depth: int, drain_s: float) -> QueueFull:
+    """The jobs do not fit beside those that are open; `drain_s` until those are drawn."""
+    return QueueFull(
+        f"{num_open} pictures are queued and at most {max_depth} may be", retry_after_s=drain_s
+    )
+
+
+def mismatch() -> IdempotencyMismatch:
+    """The request is known by its key, and was another."""
+    return IdempotencyMismatch(
+        "idempotency-key: it came with another request before; use a new one",
+        field="idempotency-key",
+    )

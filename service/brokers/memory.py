@@ -14,9 +14,17 @@ from dataclasses import dataclass, field, replace
 from cachetools import TLRUCache
 
 from service.batching import AGEING_S, Batch, CloseReason, Delivery, WaitingJobs
-from service.brokers.base import QueueDepth, StoreHealth, Taken, Want, lost_where_unknown
+from service.brokers.base import (
+    QueueDepth,
+    StoreHealth,
+    Taken,
+    Want,
+    closed,
+    full,
+    lost_where_unknown,
+    mismatch,
+)
 from service.brokers.pace import Pace
-from service.errors import Draining, IdempotencyMismatch, QueueFull
 from service.jobs import (
     FailureReason,
     Job,
@@ -84,19 +92,14 @@ class MemoryBroker:
         known = self._known(jobs[0].id)
         if known is not None:
             if known.digest != jobs[0].digest:
-                raise IdempotencyMismatch(
-                    "idempotency-key: it came with another request before; use a new one",
-                    field="idempotency-key",
-                )
+                raise mismatch()
             ids = siblings(known)
             return lost_where_unknown(ids, await self.watch(ids))
         if self._is_closed:
-            raise Draining("the service is shutting down and takes no new requests")
+            raise closed()
         if len(self._open) + len(jobs) > self._max_depth:
-            raise QueueFull(
-                f"{len(self._open)} pictures are queued and at most {self._max_depth} may be",
-                retry_after_s=self._pace.drain_s(len(self._open)),
-            )
+            num_open = len(self._open)
+            raise full(num_open, self._max_depth, self._pace.drain_s(num_open))
         for job in jobs:
             self._open[job.id] = _Open(job)
             self._waiting.add(job)

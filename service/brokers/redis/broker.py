@@ -25,13 +25,16 @@ from service.brokers.base import (
     StoreHealth,
     Taken,
     Want,
+    closed,
+    full,
     lost_where_unknown,
+    mismatch,
 )
 from service.brokers.codec import done_from_bytes, done_to_bytes, job_from_bytes, job_to_bytes
 from service.brokers.pace import Pace
 from service.brokers.redis.connection import BLOCK_MS, RedisConnection
 from service.brokers.redis.waiting import Waited, Waiters
-from service.errors import Draining, IdempotencyMismatch, QueueFull, QueueUnavailable
+from service.errors import QueueUnavailable
 from service.jobs import (
     FailureReason,
     Job,
@@ -129,7 +132,7 @@ class RedisBroker:
     async def put(self, jobs: Sequence[Job]) -> list[asyncio.Future[JobOutcome]]:
         """Accept all jobs or none; a request that is known is waited for."""
         if self._is_closed:
-            raise Draining("the service is shutting down and takes no new requests")
+            raise closed()
         if self._connection.is_memory_full:
             raise QueueUnavailable("the queue has little room left: try again", retry_after_s=5.0)
         model = jobs[0].key.model
@@ -142,15 +145,10 @@ class RedisBroker:
         async with self._waiting(jobs) as futures:
             verdict, *rest = await self._connection.script("put", keys.prefix(model), arguments)
             if verdict == b"full":
-                raise QueueFull(
-                    f"{rest[0]} pictures are queued and at most {self._options.max_depth} may be",
-                    retry_after_s=self._pace.drain_s(rest[0], self._num_workers),
-                )
+                drain_s = self._pace.drain_s(rest[0], self._num_workers)
+                raise full(rest[0], self._options.max_depth, drain_s)
             if verdict == b"mismatch":
-                raise IdempotencyMismatch(
-                    "idempotency-key: it came with another request before; use a new one",
-                    field="idempotency-key",
-                )
+                raise mismatch()
             if verdict == b"accepted":
                 return futures
         ids = siblings(jobs[0])
