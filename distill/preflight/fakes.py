@@ -55,10 +55,7 @@ def without_numbers(*, as_card: bool) -> Iterator[None]:
         stack.enter_context(patch.object(FakeTensor, "numpy", _zeros_like_tensor))
         stack.enter_context(patch.object(FakeTensor, "__deepcopy__", _copied))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_by_replacing))
-        stack.enter_context(patch.object(ModelMixin, "from_pretrained", classmethod(_from_config)))
-        stack.enter_context(
-            patch.object(PreTrainedModel, "from_pretrained", classmethod(_from_transformers_config))
-        )
+        stack.enter_context(without_weights())
         # First weights cost more to draw, operation by operation, than an iteration to rehearse.
         stack.enter_context(patch.object(PreTrainedModel, "initialize_weights", _leave))
         for name in _INITIALISERS:
@@ -67,6 +64,25 @@ def without_numbers(*, as_card: bool) -> Iterator[None]:
             stack.enter_context(_autocast_as_card())
             stack.enter_context(patch.object(device, "has_half_units", lambda _: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield
+
+
+@contextmanager
+def without_weights(device: str = "cpu") -> Iterator[None]:
+    """Make every model that is loaded one of its config alone, its random weights on `device`."""
+
+    def diffusers_model(cls: Any, path: Any, /, **options: Any) -> Any:
+        with torch.device(device):
+            return _from_config(cls, path, **options)
+
+    def transformers_model(cls: Any, path: Any, /, *args: Any, **options: Any) -> Any:
+        with torch.device(device):
+            return _from_transformers_config(cls, path, *args, **options)
+
+    with (
+        patch.object(ModelMixin, "from_pretrained", classmethod(diffusers_model)),
+        patch.object(PreTrainedModel, "from_pretrained", classmethod(transformers_model)),
+    ):
         yield
 
 

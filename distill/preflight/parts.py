@@ -90,11 +90,12 @@ def text_encoder(config: TextConfig) -> TextEncoder:
 
 def own_teacher(config: RunConfig) -> Teacher:
     """The teacher that the run itself trains."""
-    codec = Codec(build_autoencoder(config.autoencoder))
-    text = text_encoder(config.text)
+    device = torch.device(config.device)
+    codec = Codec(build_autoencoder(config.autoencoder).to(device))
+    text = text_encoder(config.text).to(device)
     freeze(text)
     unet = build_unet(config.unet, config.autoencoder.latent_channels, config.text)
-    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type)
+    diffusion = Diffusion.create(config.teacher.schedule, config.teacher.prediction_type, device)
     return Teacher(to_device(unet, codec.device), text, codec, diffusion, text.spec.width)
 
 
@@ -102,7 +103,7 @@ def teacher_of(config: RunConfig) -> Teacher:
     """The teacher that the run trains or names, without its weights."""
     if config.student.teacher_source is None:
         return own_teacher(config)
-    return load_teacher(config, Path(), torch.device("cpu"))
+    return load_teacher(config, Path(), torch.device(config.device))
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,18 @@ def samples_of(config: RunConfig, teacher: Teacher, words: Pictures | None) -> S
 
 
 def builder(
-    stage: str, config: RunConfig, words: Pictures | None, folder: Path
+    stage: str, config: RunConfig, words: Pictures | None, folder: Path, device: str = "cpu"
 ) -> Callable[[], Rehearsed]:
-    """What makes the trainer of a stage, on the CPU and not compiled.
+    """What makes the trainer of a stage, not compiled.
 
     Args:
         stage: "autoencoder", "teacher" or "student".
         config: of the run.
         words: its captions; None where there is no set yet.
         folder: an empty one, for the configs of models that are known by name.
+        device: where it trains; a rehearsal's is the CPU.
     """
-    config = with_known_models(replace(config, device="cpu", compile=False), folder)
+    config = with_known_models(replace(config, device=device, compile=False), folder)
 
     def build() -> Rehearsed:
         if stage == "student":
@@ -151,7 +153,8 @@ def builder(
         pictures = without_pixels(known, config.data, is_chosen=stage == "teacher")
         if stage == "autoencoder":
             return AutoencoderTrainer(config, pictures)
-        return TeacherTrainer(config, Codec(build_autoencoder(config.autoencoder)), pictures)
+        codec = Codec(build_autoencoder(config.autoencoder).to(config.device))
+        return TeacherTrainer(config, codec, pictures)
 
     return build
 

@@ -102,26 +102,22 @@ def ablation_cpu() -> RunConfig:
 
 
 def ablation_gpu() -> RunConfig:
-    """The same with more of everything, for one GPU; no run of it has been measured yet."""
+    """The same pictures and networks with batches that a GPU gets through in the same time."""
     small = ablation_cpu()
     return replace(
         small,
-        data=replace(small.data, image_size_px=128, concepts=EMOJI_CONCEPTS),
-        autoencoder=AutoencoderConfig(
-            optimizer=OptimizerConfig(lr=2e-3, batch_size=64, iterations=6000)
+        autoencoder=replace(
+            small.autoencoder,
+            optimizer=replace(small.autoencoder.optimizer, batch_size=64, iterations=2000),
         ),
-        unet=UnetConfig(block_out_channels=(64, 160, 224), time_scale_shift="scale_shift"),
-        teacher=TeacherConfig(
-            timestep_shift=3.0,
-            optimizer=OptimizerConfig(
-                lr=1e-3, batch_size=128, warmup_iterations=500, iterations=20000
-            ),
+        teacher=replace(
+            small.teacher,
+            optimizer=replace(small.teacher.optimizer, batch_size=128, iterations=4000),
         ),
         student=_student(
             OptimizerConfig(
-                lr=1e-4, beta1=0.5, batch_size=64, warmup_iterations=100, iterations=3000
+                lr=3e-4, beta1=0.5, batch_size=32, warmup_iterations=50, iterations=500
             ),
             (0, 120),
         ),
-        num_threads=0,
     )

@@ -1,9 +1,10 @@
 """How near a GPU's own limits come the usual ways to run SD-Turbo- and SDXL-Turbo-shaped models.
 
 First measures the card's bfloat16 product and copy rates; then, per model, autoencoder, number of
-steps and batch size, each variant: eager, channels_last, compile, cuda_graph, compile_cuda_graph.
-Weights are random and made on the card: the figures are of speed, and of nothing else. Every
-finished row is written at once, so that a run that is cut goes on where it stopped.
+steps and batch size, each variant: eager, channels_last, compile, cuda_graph, blocks_cuda_graph,
+compile_cuda_graph. Weights are random and made on the card: the figures are of speed, and of
+nothing else. Every finished row is written at once, so that a run that is cut goes on where it
+stopped.
 
     python -m tests.bench.bench_gpu --out bench-results/gpu.json
     python -m tests.bench.bench_gpu --tiny --out bench-results/tiny.json     # no GPU: does it run?
@@ -12,6 +13,7 @@ finished row is written at once, so that a run that is cut goes on where it stop
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import itertools
 import sys
@@ -156,6 +158,7 @@ def measure(
     }
 
 
+@functools.cache
 def count_case(case: Case, dtype: torch.dtype) -> Work:
     """The work of one batch: text once, the UNet once per step, the decoder once."""
     model = build(case.shapes, case.vae, "meta", dtype)

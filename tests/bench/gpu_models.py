@@ -45,6 +45,10 @@ class Shapes:
     text_encoders: tuple[Mapping[str, Any], ...]
     vaes: Mapping[str, Mapping[str, Any]]
 
+    def __hash__(self) -> int:
+        """By name and size: the rest follows from them, and mappings have no hash."""
+        return hash((self.name, self.size_px))
+
 
 def _clip(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return {

@@ -28,18 +28,21 @@ class Variant:
         name: shown in the rows.
         is_channels_last: convolutions' weights and the latents lie with channels innermost.
         is_compiled: by torch.compile, one function from tokens to pixels.
+        are_blocks_compiled: by torch.compile, every block that the networks repeat by itself. Blocks
+            of one shape share their code, so it is ready many times sooner.
         is_graph: captured once per batch size as one CUDA graph and replayed.
     """
 
     name: str
     is_channels_last: bool = False
     is_compiled: bool = False
+    are_blocks_compiled: bool = False
     is_graph: bool = False
 
     @property
     def needs_cuda(self) -> bool:
         """Whether it has no meaning on a CPU, or would show nothing there."""
-        return self.is_compiled or self.is_graph
+        return self.is_compiled or self.are_blocks_compiled or self.is_graph
 
 
 VARIANTS = (
@@ -47,8 +50,13 @@ VARIANTS = (
     Variant("channels_last", is_channels_last=True),
     Variant("compile", is_channels_last=True, is_compiled=True),
     Variant("cuda_graph", is_channels_last=True, is_graph=True),
+    Variant("blocks_cuda_graph", is_channels_last=True, are_blocks_compiled=True, is_graph=True),
     Variant("compile_cuda_graph", is_channels_last=True, is_compiled=True, is_graph=True),
 )
+# By class name: what UNets, autoencoders and text encoders are made of.
+_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "AutoencoderTinyBlock", "CLIPEncoderLayer")
+# As many shapes as one class of block has in a network, and more than torch's own limit.
+_MAX_SHAPES_PER_BLOCK = 64
 
 
 def prepare(
@@ -67,6 +75,7 @@ def prepare(
     layout = torch.channels_last if variant.is_channels_last else torch.contiguous_format
     for part in (model.unet, model.vae):
         part.to(memory_format=layout)
+    _compile_blocks(model, compiler if variant.are_blocks_compiled else None)
 
     def run(input_ids_BL: Tensor, noise_SBChw: Tensor, timestep_SB: Tensor) -> Tensor:
         if variant.is_channels_last:
@@ -82,6 +91,16 @@ def prepare(
     if variant.is_graph:
         return _captured(whole, inputs)
     return lambda: whole(*inputs.tensors)
+
+
+def _compile_blocks(model: TextToPicture, compiler: str | None) -> None:
+    """Compile each repeated block, or undo it with None: the model serves other variants too."""
+    torch._dynamo.config.recompile_limit = _MAX_SHAPES_PER_BLOCK
+    for part in model.modules():
+        if type(part).__name__ in _BLOCKS:
+            part._compiled_call_impl = None
+            if compiler is not None:
+                part.compile(backend=compiler, dynamic=False)
 
 
 def _captured(run: Callable[..., Tensor], inputs: Inputs) -> Launch:

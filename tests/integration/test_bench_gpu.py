@@ -104,6 +104,31 @@ def test_the_whole_can_be_compiled() -> None:
     assert (images.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("shapes", [SD_TURBO, SDXL_TURBO], ids=lambda shapes: shapes.name)
+def test_compiled_blocks_draw_the_same_and_can_be_undone(shapes: Shapes) -> None:
+    small = shrunk(shapes)
+    torch.manual_seed(0)
+    model = build(small, "tiny", "cpu", torch.float32)
+    inputs = make_inputs(small, 1, 1, "cpu", torch.float32)
+    inputs.refill()
+    compiled: list[torch.fx.GraphModule] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    with torch.inference_mode():
+        expected = prepare(model, inputs, VARIANTS[0])()
+        blocks = Variant("blocks", are_blocks_compiled=True)
+        images = prepare(model, inputs, blocks, compiler=compiler)()
+        assert (images.int() - expected.int()).abs().max() <= 1
+        num_compiled = len(compiled)
+        num_blocks = sum("Block" in type(part).__name__ for part in model.modules())
+        assert 3 < num_compiled < num_blocks  # blocks of one shape share what was compiled
+        assert torch.equal(prepare(model, inputs, VARIANTS[0])(), expected)
+        assert len(compiled) == num_compiled
+
+
 class HostTensors(TorchDispatchMode):
     """Notes every operator that a tensor of the host takes part in."""
 
@@ -168,7 +193,7 @@ def test_the_tiny_run_writes_every_row_and_a_second_one_measures_nothing(
     out = tmp_path / "new" / "gpu.json"
     assert bench_gpu.main([*ARGUMENTS, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("skipped: needs CUDA") == 3
+    assert printed.count("skipped: needs CUDA") == 4
     content = json.loads(out.read_text())
     assert [row["variant"] for row in content["rows"]] == [variant.name for variant in VARIANTS]
     eager, last = content["rows"][:2]
@@ -194,7 +219,7 @@ def test_the_tiny_run_writes_every_row_and_a_second_one_measures_nothing(
     content["rows"][2]["status"] = "failed: by hand"
     out.write_text(json.dumps(content))
     assert bench_gpu.main([*ARGUMENTS, "--out", str(out)]) == 0
-    assert measured == ["compile", "compile_cuda_graph"]
+    assert measured == ["compile", "blocks_cuda_graph", "compile_cuda_graph"]
     rows = json.loads(out.read_text())["rows"]
     assert sorted(row["variant"] for row in rows) == sorted(variant.name for variant in VARIANTS)
     assert {row["run"] for row in rows} == {0, 1}
@@ -223,7 +248,7 @@ def test_what_goes_wrong_in_one_row_is_its_status(
     out = tmp_path / "gpu.json"
     assert bench_gpu.main([*ARGUMENTS, "--out", str(out)]) == 0
     statuses = [row["status"] for row in json.loads(out.read_text())["rows"]]
-    assert statuses == ["ok", status, *["skipped: needs CUDA"] * 3]
+    assert statuses == ["ok", status, *["skipped: needs CUDA"] * 4]
     assert status in capsys.readouterr().out
 
 
