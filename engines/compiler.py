@@ -18,6 +18,8 @@ from engines.profiles import CAPABILITIES, PACKAGES, BatchRange, Platform, input
 from engines.progress import Phases
 from engines.spec import ModelSpec
 
+# From here on every GPU runs what TensorRT for RTX compiled; before, those of its own list alone.
+_FIRST_WITHOUT_GAPS = 120
 _EXTRAS = {"tensorrt": "onestep[tensorrt]", "tensorrt_rtx": "onestep[tensorrt-rtx]"}
 # TensorRT for RTX tunes on the machine that runs a plan; its timing cache does nothing.
 _MEASURING_PACKAGE = "tensorrt"
@@ -41,10 +43,13 @@ class Compiler:
         """
         self._trt = import_package(package, compute_capability)
         self._capability = compute_capability
+        found = compute_capability or _local_capability()
+        if package == "tensorrt_rtx":
+            _require_runnable(found)
         self.platform = Platform(
             package=package,
             package_version=self._trt.__version__,
-            compute_capability=compute_capability or _local_capability(),
+            compute_capability=found,
         )
         self.timings = b""
 
@@ -203,6 +208,19 @@ def _local_capability() -> str:
             f"({', '.join(CAPABILITIES)}) with --package tensorrt_rtx"
         )
     return f"SM{lines[0].replace('.', '')}"
+
+
+def _require_runnable(capability: str) -> None:
+    """Refuse what TensorRT for RTX compiles without a word and then does not load.
+
+    Seen with 1.7 on an H200: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0".
+    """
+    if capability in CAPABILITIES or int(capability[2:]) > _FIRST_WITHOUT_GAPS:
+        return
+    raise BackendError(
+        f"TensorRT for RTX does not run on {capability}, only on {', '.join(CAPABILITIES)} and "
+        f"newer: pip install '{_EXTRAS['tensorrt']}' and build with --package tensorrt"
+    )
 
 
 def _logger(trt: Any) -> Any:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from distill.config import ConfigError
 
+# SD 2.1's step of the paper's preset, not compiled: 123 of an H200's stated 989 TFLOP/s
+# (docs/measurements/training-step-h200.json).
+MEASURED_PEAK_SHARE = 0.125
 Stage = Literal["autoencoder", "teacher", "student"]
 
 
@@ -18,7 +21,7 @@ class PreflightOptions:
     gpu: str | None = None
     gpu_memory_gib: float | None = None
     num_gpus: int = 1
-    peak_share: float = 0.35
+    peak_share: float = MEASURED_PEAK_SHARE
     stage: Stage = "student"
     as_json: bool = False
     has_sheet: bool = True
@@ -54,7 +57,10 @@ def add_preflight_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpu-memory-gib", type=float, help="memory of a card")
     command.add_argument("--num-gpus", type=int, default=1, help="that share every batch")
     command.add_argument(
-        "--peak-share", type=float, default=0.35, help="assumed share of the bf16 rate (0.35)"
+        "--peak-share",
+        type=float,
+        default=MEASURED_PEAK_SHARE,
+        help=f"assumed share of the bf16 rate ({MEASURED_PEAK_SHARE})",
     )
     stages = ("autoencoder", "teacher", "student")
     command.add_argument("--stage", choices=stages, default="student", help="(student)")

@@ -167,7 +167,10 @@ def emoji_many() -> RunConfig:
 
 
 def emoji_gpu() -> RunConfig:
-    """The whole emoji set in its five styles, for one GPU; no run of it has been measured yet."""
+    """The whole emoji set in its five styles, for one GPU; no whole run of it has been made yet.
+
+    The ablation's smaller teacher made 11 iterations a second on an H200, bound by launches.
+    """
     return RunConfig(
         name="emoji",
         description="1,517 emoji in five styles, 128 px, drawn in one step",

@@ -81,6 +81,35 @@ def test_the_local_gpu_is_asked_for_its_capability(
         build_engines(bundle, tmp_path / "plans", local)
 
 
+def _gpu_of(number: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the driver's program tell of another GPU."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho {number}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize(("number", "name"), [("9.0", "SM90"), ("10.0", "SM100"), ("6.1", "SM61")])
+def test_a_gpu_that_could_not_load_the_plans_is_refused_before_a_build(
+    number: str, name: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _gpu_of(number, tmp_path, monkeypatch)
+    local = Target("tensorrt_rtx", None, TARGET.batches)
+    with pytest.raises(BackendError, match=f"does not run on {name},.*--package tensorrt$"):
+        build_engines(bundle, tmp_path / "plans", local)
+    assert not (tmp_path / "plans").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [("8.9", "SM89"), ("12.1", "SM121"), ("13.0", "SM130")]
+)
+def test_a_gpu_of_the_list_or_newer_is_compiled_for(
+    number: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _gpu_of(number, tmp_path, monkeypatch)
+    assert Compiler("tensorrt_rtx", None).platform.compute_capability == name
+
+
 def test_weights_beside_the_graph_are_found(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "denoise.onnx"
     onnx.save(
