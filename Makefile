@@ -36,7 +36,7 @@ run: $(VENV)/.base  ## Serve the bundled model and its page on port 8000.
 	@exec $(BIN)/onestep serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev $(BASE_VENV)/.wheel lint types imports  ## Run everything that needs no GPU, from nothing.
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/python tests/run.py $(ARGS)
 
 check: $(VENV)/.dev lint types imports  ## The quick checks before a commit: style, types, imports, unit tests.
 	$(BIN)/pytest tests/unit $(ARGS)
