@@ -659,4 +659,4 @@ async def test_who_could_not_ask_waits_for_nothing(
     monkeypatch.setattr(shared.worker._connection, "script", away)
     with pytest.raises(QueueUnavailable):
         await shared.worker.watch([job.id])
-    assert shared.worker._waiters.known([job.id]) == []
+    assert not shared.worker._ends.is_awaited(job.id)
