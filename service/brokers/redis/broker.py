@@ -66,8 +66,8 @@ class RedisBroker:
             await self._connection.check()
 
     async def stop(self) -> None:
-        """End the readers and close the connections."""
-        await asyncio.gather(self._ends.stop(), self._deliveries.stop())
+        """End the reader and close the connections."""
+        await self._ends.stop()
         await self._connection.close()
 
     @property

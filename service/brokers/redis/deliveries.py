@@ -1,28 +1,35 @@
 """Jobs in a worker's hands: taken, kept, ended or handed back.
 
-Owns the worker's side of the scripts: which model is asked next, when lost jobs are looked for, and
-how a delivery is written in a script's arguments. The rules by which a batch is chosen are in
-`take.lua`.
+Owns the worker's side of the scripts: which model is asked next, when it is asked and lost jobs are
+looked for, and how a delivery is written in a script's arguments. The rules by which a batch is
+chosen are in `take.lua`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from service.batching import Batch, CloseReason, Delivery
 from service.brokers import keys
 from service.brokers.base import Taken, Want
 from service.brokers.codec import done_to_bytes, job_from_bytes
-from service.brokers.redis.connection import BLOCK_MS, RedisConnection
+from service.brokers.redis.connection import RedisConnection
 from service.brokers.redis.options import RedisOptions
+from service.brokers.redis.wakeups import WakeUps, look_s
 from service.errors import QueueUnavailable
 from service.jobs import JobDone, JobOutcome, state_of
 
 _RECONNECT_S = 0.2
+
+
+class _Asked(NamedTuple):
+    """What one model had; `num_workers` are alive, and told only where nothing is left."""
+
+    taken: Taken
+    num_workers: int
 
 
 class Deliveries:
@@ -35,40 +42,58 @@ class Deliveries:
         self._models = tuple(models)
         self._worker = worker
         self._options = options
-        self._news = asyncio.Event()
-        self._reader: asyncio.Task[None] | None = None
+        self._wakeups = WakeUps(connection, worker)
         self._looked_s = 0.0
         self._turn = 0
         self._is_closed = False
-        self._is_stopped = False
 
     async def take(self, want: Want, *, wait: bool) -> Taken | None:
         """Hand out the next batch of one of the models, which take turns."""
         if want.is_whole_only:
             # Taken ahead, jobs would wait here while another worker may be idle.
             return Taken(None)
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read_news(want.models))
+        woken_for: str | None = None
         while not self._is_closed:
-            self._news.clear()
             is_looking = time.monotonic() - self._looked_s >= self._options.lease_s / 4
             if is_looking:
                 self._looked_s = time.monotonic()
-            for _ in want.models:
-                self._turn += 1
-                model = want.models[self._turn % len(want.models)]
-                taken = await self._take_of(model, want.max_jobs, is_looking)
+            num_workers = 0
+            for model in self._in_turn(want.models, woken_for):
+                taken, num_alive = await self._ask(model, want.max_jobs, is_looking)
                 if taken.batch or taken.num_expired or taken.num_cancelled:
                     return taken
+                num_workers = max(num_workers, num_alive)
             if not wait:
                 return Taken(None)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._options.lease_s / 4)
+            woken_for = await self._wait_for_work(want.models, num_workers)
+        if woken_for is not None:
+            await self._wakeups.pass_on(woken_for)
         return None
 
-    async def _take_of(self, model: str, max_jobs: int, is_looking: bool) -> Taken:
+    def _in_turn(self, models: Sequence[str], woken_for: str | None) -> Iterator[str]:
+        """The models, each first once; before all the one that a wake-up was spent for."""
+        if woken_for is not None:
+            yield woken_for
+        for _ in models:
+            self._turn += 1
+            model = models[self._turn % len(models)]
+            if model != woken_for:
+                yield model
+
+    async def _wait_for_work(self, models: Sequence[str], num_workers: int) -> str | None:
+        if self._is_closed:
+            return None
+        try:
+            wait_s = min(look_s(num_workers), self._options.lease_s / 4)
+            return await self._wakeups.wait(models, wait_s)
+        except QueueUnavailable:
+            # Asking tells whether the server is away or only the connection was.
+            await asyncio.sleep(_RECONNECT_S)
+            return None
+
+    async def _ask(self, model: str, max_jobs: int, is_looking: bool) -> _Asked:
         options = self._options
-        reason, num_expired, num_cancelled, rows = await self._connection.script(
+        reason, num_expired, num_cancelled, rows, num_workers = await self._connection.script(
             "take",
             keys.prefix(model),
             [
@@ -77,7 +102,7 @@ class Deliveries:
             ],
         )
         if not rows:
-            return Taken(None, num_expired, num_cancelled)
+            return _Asked(Taken(None, num_expired, num_cancelled), num_workers)
         deliveries = tuple(
             Delivery(
                 job_from_bytes(body, image or None),
@@ -87,7 +112,7 @@ class Deliveries:
             for _, body, image, number, queue, entry in rows
         )
         batch = Batch(deliveries[0].job.key, deliveries, CloseReason(reason.decode()))
-        return Taken(batch, num_expired, num_cancelled)
+        return _Asked(Taken(batch, num_expired, num_cancelled), num_workers)
 
     async def renew(self, deliveries: Collection[Delivery]) -> frozenset[str]:
         """Keep leases; also the sign of life of a worker that draws for long."""
@@ -119,25 +144,7 @@ class Deliveries:
     async def close(self) -> None:
         """Let `take` come to its end; what is queued is left to other workers."""
         self._is_closed = True
-        self._news.set()
-
-    async def stop(self) -> None:
-        """End the reader."""
-        self._is_stopped = True
-        if self._reader is not None:
-            # Inside the client a cancellation may get lost; the flag ends the reader then.
-            self._reader.cancel()
-            await asyncio.wait([self._reader], timeout=2 * BLOCK_MS / 1000)
-
-    async def _read_news(self, models: Sequence[str]) -> None:
-        positions = {keys.wake(model): "0" for model in models}
-        while not self._is_stopped:
-            try:
-                for stream, entries in (await self._connection.read(positions)).items():
-                    positions[stream] = entries[-1][0]
-                    self._news.set()
-            except QueueUnavailable:
-                await asyncio.sleep(_RECONNECT_S)
+        await self._wakeups.end()
 
 
 def _arguments_of(deliveries: Collection[Delivery]) -> list[Any]:
