@@ -139,15 +139,27 @@ async def test_what_came_before_a_worker_waits_wakes_it_and_nobody_again(queue: 
     assert not idle.done() and await queue.num_wakeups() == 0
 
 
-async def test_a_job_whose_worker_died_once_it_was_woken_is_found_by_another(queue: Queue) -> None:
+async def test_wake_ups_that_nobody_waits_for_are_bounded(queue: Queue) -> None:
     api = await queue.process()
+    await api.put([new_job(api) for _ in range(100)])
+    await api.put([new_job(api) for _ in range(100)])
+    assert await queue.num_wakeups() == 64
+
+
+@pytest.mark.parametrize(("num_dead", "within_s"), [(0, 1.4), (1, 0.5)])
+async def test_a_job_whose_worker_died_once_it_was_woken_is_found_by_another(
+    queue: Queue, num_dead: int, within_s: float
+) -> None:
+    api = await queue.process()
+    for _ in range(num_dead):
+        await (await queue.process()).take(WANT, wait=False)
     await queue.swallow()
     idle = await queue.idle()
     job = new_job(api)
     started_s = time.monotonic()
     await api.put([job])
     assert await _got(idle) == [job]
-    assert time.monotonic() - started_s < 1.5
+    assert time.monotonic() - started_s < within_s
 
 
 @pytest.mark.parametrize("keys_of_jobs", [(KEY, KEY), (KEY, OTHER_KEY)])
@@ -218,6 +230,15 @@ async def test_a_worker_that_stops_does_not_wait_for_a_wake_up(queue: Queue) -> 
     idle = await queue.idle(process=worker)
     await worker.close()
     assert await asyncio.wait_for(idle, 1) is None
+
+
+@pytest.mark.usefixtures("nobody_looks")
+async def test_a_worker_that_stops_while_it_asks_does_not_begin_to_wait(queue: Queue) -> None:
+    worker = await queue.process()
+    taking = asyncio.create_task(worker.take(WANT, wait=True))
+    await asyncio.sleep(0)
+    await worker.close()
+    assert await asyncio.wait_for(taking, 1) is None
 
 
 @pytest.mark.usefixtures("nobody_looks")
