@@ -1,8 +1,8 @@
 """How an idle worker learns that there is something to take.
 
 Owns the wait for wake-ups, what becomes of one that its worker cannot use, and how long to trust
-that one comes. A wake-up is a hint: it goes to one worker, and is lost with it. So every idle worker
-asks from time to time without one, and whoever takes jobs and leaves some wakes the next
+that one comes. A wake-up is a hint: it goes to one worker, and is lost with it. So every idle
+worker asks from time to time without one, and whoever takes jobs and leaves some wakes the next
 (`take.lua`).
 """
 
