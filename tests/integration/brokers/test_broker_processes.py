@@ -13,7 +13,7 @@ from service.batching import Delivery
 from service.brokers.base import Broker
 from service.brokers.redis import RedisBroker
 from service.errors import QueueUnavailable
-from service.jobs import FailureReason, JobDone, JobFailed
+from service.jobs import FailureReason, JobDone, JobFailed, job_id
 
 
 async def _take_after_lease(worker: Broker) -> list[Delivery]:
@@ -135,3 +135,19 @@ async def test_who_could_not_ask_waits_for_nothing(
     with pytest.raises(QueueUnavailable):
         await shared.worker.watch([job.id])
     assert not shared.worker._ends.is_awaited(job.id)
+
+
+async def test_nobody_goes_on_waiting_for_what_is_gone_of_a_known_request(shared: Stand) -> None:
+    jobs = [
+        new_job(shared.api, id=job_id("gone", index), num_images=2, digest="d", keep_s=keep_s)
+        for index, keep_s in enumerate((60.0, 0.0))
+    ]
+    futures = await shared.api.put(jobs)
+    for delivery in await take(shared.worker):
+        await shared.worker.reply(delivery, done(delivery.job))
+    for future in futures:
+        await within(future)
+    await shared.api.sweep()
+    await shared.api.put(jobs)
+    assert isinstance(shared.api, RedisBroker)
+    assert not shared.api._ends.is_awaited(jobs[1].id)
