@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from engines.pipeline import Generated, Pipeline
@@ -25,7 +24,7 @@ from service.app import create_app
 from service.brokers.memory import MemoryBroker
 from service.brokers.redis import RedisBroker
 from service.processes.models import load_limits
-from service.processes.sockets import server_config
+from service.processes.sockets import Server, server_config
 from service.routes.context import AppContext, Phase, Readiness
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
@@ -128,7 +127,7 @@ async def listening(stack: Stack) -> AsyncIterator[int]:
     """The application behind a real server; yields its port."""
     config = server_config(stack.app, stack.settings)
     config.lifespan = "off"  # its task would outlive a test that fails
-    server = uvicorn.Server(config)
+    server = Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]

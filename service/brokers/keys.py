@@ -12,7 +12,9 @@ script may touch them together. `P` is `onestep:{MODEL}:`.
     P owner:OWNER        sorted set of an owner's kept requests, by time of arrival
     P served, P turn     which lane was served when, and the counter behind it
     P webhooks           sorted set of requests with a webhook, by when another process may hold it
-    P wake               stream of one entry: something may be taken
+    P wakeups            list of wake-ups, each for one idle worker
+    P wakeups:PROCESS    one for a worker that waits and is to stop
+    P idle_batch         the largest batch of whoever was idle last: one wake-up is enough for it
     P replies:PROCESS    stream of ended jobs that an API process waits for
     P workers            sorted set of workers, by their last sign of life
     P dead               stream of jobs that failed for good, with the reason
@@ -68,9 +70,14 @@ def replies(model: str, process: str) -> str:
     return f"{prefix(model)}replies:{process}"
 
 
-def wake(model: str) -> str:
-    """What idle workers wait on."""
-    return f"{prefix(model)}wake"
+def wakeups(model: str) -> str:
+    """What idle workers wait for."""
+    return f"{prefix(model)}wakeups"
+
+
+def own_wakeups(model: str, process: str) -> str:
+    """What ends the waiting of one worker."""
+    return f"{prefix(model)}wakeups:{process}"
 
 
 def webhooks(model: str) -> str:

@@ -86,7 +86,7 @@ def server_config(app: ASGIApp, settings: Settings, finish_s: float = 5) -> uvic
     )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Leaves signals to the process: a drain answers new requests, so it must keep listening."""
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ async def answering(
     app: ASGIApp, listener: socket.socket, settings: Settings, finish_s: float = 5
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Answer requests on a listener until the end of the block, and those in hand after it."""
-    server = _Server(server_config(app, settings, finish_s))
+    server = Server(server_config(app, settings, finish_s))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield serving

@@ -133,6 +133,34 @@ class RedisConnection:
             for stream, entries in streams
         }
 
+    async def pop(self, lists: Sequence[str], wait_s: float) -> str | None:
+        """Wait for an entry of one of the lists and take it; the list that had one, or None.
+
+        Nobody else gets that entry. When the connection breaks, it may be lost.
+
+        Raises:
+            QueueUnavailable: as `run`, without refusing others.
+        """
+        try:
+            async with asyncio.timeout(wait_s + _COMMAND_S):
+                found: Any = await self._reader.blpop(list(lists), timeout=wait_s)
+        except (RedisError, TimeoutError, OSError) as error:
+            raise _unavailable("the queue cannot be reached") from error
+        return None if found is None else cast(bytes, found[0]).decode()
+
+    async def push(self, name: str, keep_s: int) -> None:
+        """Put an entry into a list, which lasts for so long.
+
+        Raises:
+            QueueUnavailable: as `run`.
+        """
+
+        async def push(client: Any) -> None:
+            async with client.pipeline() as pipeline:
+                await pipeline.rpush(name, 1).expire(name, keep_s).execute()
+
+        await self.run(push)
+
     async def newest(self, key: str, num: int) -> list[tuple[bytes, float]]:
         """The members of a sorted set with the highest scores, highest first.
 

@@ -4,6 +4,7 @@
 local P = KEYS[1]
 local GROUP = 'workers'
 local MIN_KEEP_S = 60
+local MAX_WAKEUPS = 64
 
 local function now()
   local time = redis.call('TIME')
@@ -29,8 +30,20 @@ local function add_entry(queue, id)
   if redis.call('SADD', P .. 'queues', queue) == 1 then
     redis.pcall('XGROUP', 'CREATE', queue, GROUP, '0')
   end
-  redis.call('XADD', P .. 'wake', 'MAXLEN', '1', '*', 'job', id)
   return entry
+end
+
+-- Wakes idle workers for so many jobs of one line: one for each batch. Each wake-up goes to one of
+-- those who wait; where nobody does, it stays for whoever would wait next. Busy ones need none: they
+-- ask anyway.
+local function wake_for(num_jobs)
+  local num = 1
+  if num_jobs > 1 then
+    num = math.ceil(num_jobs / tonumber(redis.call('GET', P .. 'idle_batch') or 1))
+  end
+  for _ = 1, math.min(num, MAX_WAKEUPS - redis.call('LLEN', P .. 'wakeups')) do
+    redis.call('RPUSH', P .. 'wakeups', '1')
+  end
 end
 
 -- Gives an open job its terminal state, tells those who wait and frees its place.

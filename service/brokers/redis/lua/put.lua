@@ -41,4 +41,5 @@ for index = 1, num_jobs do
   end
   add_entry(queue, id)
 end
+wake_for(num_jobs)
 return {'accepted'}

@@ -1,6 +1,7 @@
 -- Hands out a batch, by the rules of service/batching.py.
 -- ARGV: worker, max_jobs, ageing_s, lease_ms, max_deliveries, whether to look for lost jobs (0 | 1)
--- -> {close reason or '', expired, cancelled, {{id, body, image, delivery, queue, entry} ...}}
+-- -> {close reason or '', expired, cancelled, {{id, body, image, delivery, queue, entry} ...},
+--     live workers where nothing is left to take, else 0}
 
 local worker, max_jobs, ageing_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease_ms, max_deliveries, is_looking = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1'
@@ -75,13 +76,21 @@ local function head_s(queue)
   end
 end
 
+-- The wake-up that brought this worker here is spent. What it leaves is for another to hear of.
+local function wake_next(is_left)
+  if redis.call('LLEN', P .. 'wakeups') == 0 and is_left() then
+    wake_for(1)
+  end
+end
+
 local lines = {}
 for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
   if redis.call('EXISTS', queue) == 0 then
     redis.call('SREM', P .. 'queues', queue)
   else
     if is_looking and take_lost(queue) then
-      return {'redelivery', num_expired, num_cancelled, taken}
+      wake_next(function() return true end)
+      return {'redelivery', num_expired, num_cancelled, taken, 0}
     end
     local head = redis.call('EXISTS', queue) == 1 and head_s(queue)
     if head then
@@ -95,7 +104,10 @@ for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
   end
 end
 if #lines == 0 then
-  return {'', num_expired, num_cancelled, taken}
+  -- Whoever goes idle next has asked in vain first, so no wake-up is of use to anyone.
+  redis.call('DEL', P .. 'wakeups')
+  redis.call('SET', P .. 'idle_batch', max_jobs)
+  return {'', num_expired, num_cancelled, taken, redis.call('ZCARD', P .. 'workers')}
 end
 
 table.sort(lines, function(a, b) return a.rank < b.rank end)
@@ -145,5 +157,16 @@ end
 
 fill(true)
 fill(false)
+wake_next(function()
+  for _, line in ipairs(lines) do
+    if line.key ~= chosen.key then
+      return true
+    end
+    if #taken >= max_jobs and redis.call('EXISTS', line.queue) == 1 and head_s(line.queue) then
+      return true
+    end
+  end
+  return false
+end)
 local reason = #taken == 0 and '' or #taken >= max_jobs and 'full' or 'no_more'
-return {reason, num_expired, num_cancelled, taken}
+return {reason, num_expired, num_cancelled, taken, 0}
