@@ -24,6 +24,10 @@ LABELS = {
     *("route", "code", "reason", "phase", "priority", "stage", "kind", "model", "result"),
     *("answer", "outcome", "backend", "precision", "le"),
 }
+# Whoever scrapes gives these to a target, and would rename a metric's own (exported_pod, ...).
+TARGETS_LABELS = {
+    *("job", "instance", "namespace", "service", "endpoint", "pod", "container", "node"),
+}
 
 
 def _names(telemetry: Telemetry) -> set[str]:
@@ -60,6 +64,7 @@ def test_every_name_has_the_prefix_and_every_label_few_values() -> None:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(line.startswith("onestep_") for line in lines)
     assert set(re.findall(r'[{,](\w+)="', text)) <= LABELS
+    assert not LABELS & TARGETS_LABELS
     assert len(lines) < 1500
 
 
