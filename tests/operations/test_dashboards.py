@@ -31,6 +31,7 @@ _GPU_NAMES = DCGM_NAMES | {"onestep_gpu_memory_bytes"}
 FIRED_LIVE = {
     *("OnestepErrorBudgetBurnsFast", "OnestepErrorBudgetBurns", "OnestepErrorBudgetBurnsSlowly"),
     *("OnestepOldestJobIsOld", "OnestepRejectsMany", "OnestepDeadLetters"),
+    *("OnestepRedeliversJobs", "OnestepRedisIsFull"),
     *("OnestepQueueIsUnavailable", "OnestepRedisDoesNotPersist", "OnestepHasNoWorkers"),
     *("OnestepIsNotReady", "OnestepTargetIsDown", "OnestepIsAbsent"),
 }
