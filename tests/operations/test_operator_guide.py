@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from manifests import availability, confinement, references, traffic, watching
 from manifests.composed import FILES, STACK_CHECKS, load, with_file
 from manifests.objects import CHECKS, OVERLAYS, ROOT, Objects, name_of, of_kind, pods, render
 from manifests.programs import program, run
 
 from service.settings import Settings
+
+# Importing these is what registers their checks.
+assert all((availability, confinement, references, traffic, watching))
 
 PAGES = ("deploy", "operate", "runbook", "observability", "scale-out", "access", "capacity")
 _FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
