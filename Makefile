@@ -86,7 +86,7 @@ images:  ## Build the container images; TARGETS="api worker-cpu" for some, ARGS 
 locks: $(VENV)/.dev  ## Pin the images' packages anew, by version and digest.
 	UV=$(abspath $(BIN))/uv docker/locks/write
 
-dashboards: $(VENV)/.base  ## Write Grafana's dashboards from docker/grafana/panels.py.
+dashboards: $(VENV)/.base  ## Write Grafana's dashboards, and the alerts for a cluster.
 	$(BIN)/python docker/grafana/write_dashboards.py
 
 clean:  ## Remove environments, caches and builds; runs and models stay.

@@ -185,6 +185,10 @@ class Pipeline:
         """Used and total memory of the accelerator; None where the backend has none of its own."""
         return self._stages.memory_bytes()
 
+    def row_counts(self) -> tuple[int, int]:
+        """Rows of pictures drawn, and rows that only filled a batch up to a compiled size."""
+        return self._stages.row_counts()
+
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Draw and drop one batch of every size, so that the first request waits for no set-up."""
         width, height = self.spec.sizes_px[0]

@@ -99,14 +99,37 @@ class Fleet:
         oldest.send_signal(signal.SIGTERM)
         assert oldest.wait(60) == 0
 
-    def start_worker(self) -> None:
-        self.workers.append(self._start("worker")[0])
+    def start_worker(self, **settings: object) -> None:
+        self.workers.append(self._start("worker", **settings)[0])
 
     def kill_worker(self, index: int) -> None:
         """As a crash would: no drain, no word to anyone."""
         worker = self.workers.pop(index)
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait(10)
+
+    def kill_worker_at_work(self, index: int, model: str) -> None:
+        """The same while it certainly has jobs in hand: it is frozen until the queue says so."""
+        worker = self.workers[index]
+        until_s = time.monotonic() + _START_S
+        with self.client() as client:
+            while time.monotonic() < until_s:
+                os.kill(worker.pid, signal.SIGSTOP)
+                if self._num_in_hand(client, model, worker.pid):
+                    return self.kill_worker(index)
+                os.kill(worker.pid, signal.SIGCONT)
+                time.sleep(0.02)
+        raise AssertionError("the worker never had anything to do")
+
+    def _num_in_hand(self, client: redis.Redis, model: str, pid: int) -> int:
+        """Jobs that were handed to the process and have no outcome."""
+        return sum(
+            consumer["pending"]
+            for queue in client.scan_iter(f"onestep:{{{model}}}:queue:*")
+            for consumer in client.xinfo_consumers(queue, "workers")
+            # A worker is called after its machine and process.
+            if f"-{pid}-" in consumer["name"]
+        )
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.redis.port, decode_responses=True)

@@ -15,7 +15,7 @@ import pytest
 
 
 class RedisServer:
-    """A running server; `start` again after `kill` finds what the append-only file holds."""
+    """A running server; `start` after `kill` or `stop` finds what the append-only file holds."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         program = shutil.which("redis-server")
@@ -61,6 +61,12 @@ class RedisServer:
         """End it as a crash would."""
         os.kill(self.pid, signal.SIGKILL)
         assert self._process is not None
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        """End it as its supervisor would."""
+        assert self._process is not None
+        self._process.terminate()
         self._process.wait(10)
 
     def pause(self) -> None:

@@ -118,6 +118,17 @@ THROUGHPUT = Dashboard(
             },
         ),
         Panel(
+            "Padding in batches",
+            {
+                "padding": share(
+                    rate("batch_rows_total", where='kind="padding"'), rate("batch_rows_total")
+                )
+            },
+            "percentunit",
+            "Rows that were drawn for nobody, because an engine is compiled for a few sizes only. "
+            "0 where any size runs.",
+        ),
+        Panel(
             "Why batches took no more",
             {"{{reason}}": rate("batch_close_total", "reason")},
             "ops",

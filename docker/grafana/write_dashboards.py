@@ -1,18 +1,25 @@
-"""Writes docker/grafana/dashboards/*.json from `panels.py`: `make dashboards`.
+"""Writes what is made of other files: `make dashboards`.
 
-Owns the form that Grafana reads. Knows no query.
+    docker/grafana/dashboards/*.json           from `panels.py`
+    k8s/components/monitoring/rules.yaml       from docker/prometheus/*.rules.yml
+
+Owns the form that Grafana and the Prometheus operator read. Knows no query.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from panels import DASHBOARDS, Dashboard, Panel
 
-FOLDER = Path(__file__).resolve().parent / "dashboards"
+DOCKER = Path(__file__).resolve().parent.parent
+FOLDER = DOCKER / "grafana" / "dashboards"
+RULES = DOCKER.parent / "k8s" / "components" / "monitoring" / "rules.yaml"
 _WIDTH, _HEIGHT = 12, 8
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _GPU_TEXT = "Has values only where a GPU, or its exporter, tells them. "
@@ -68,17 +75,37 @@ def _panel(panel: Panel, index: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Write every dashboard; with --check, only say which files are not as they would be."""
-    stale = []
+def operator_rules() -> str:
+    """Prometheus' rule files as the operator's objects, comments and all."""
+    written = "# Written by `make dashboards` from docker/prometheus; change it there.\n"
+    for path in sorted((DOCKER / "prometheus").glob("*.rules.yml")):
+        name = f"onestep-{path.name.removesuffix('.rules.yml')}"
+        written += (
+            "---\n"
+            "apiVersion: monitoring.coreos.com/v1\n"
+            "kind: PrometheusRule\n"
+            f"metadata: {{name: {name}, namespace: onestep}}\n"
+            f"spec:\n{textwrap.indent(path.read_text(), '  ')}"
+        )
+    return written
+
+
+def _files() -> Iterator[tuple[Path, str]]:
     for dashboard in DASHBOARDS:
-        path, wanted = FOLDER / f"{dashboard.uid}.json", dashboard_json(dashboard)
+        yield FOLDER / f"{dashboard.uid}.json", dashboard_json(dashboard)
+    yield RULES, operator_rules()
+
+
+def main() -> int:
+    """Write every file; with --check, only say which are not as they would be."""
+    stale = []
+    for path, wanted in _files():
         if not path.is_file() or path.read_text() != wanted:
             stale.append(path.name)
             if "--check" not in sys.argv:
                 path.write_text(wanted)
     if stale:
-        print("written" if "--check" not in sys.argv else "not as panels.py says", *stale)
+        print("written" if "--check" not in sys.argv else "not as `make dashboards` writes", *stale)
     return int(bool(stale) and "--check" in sys.argv)
 
 

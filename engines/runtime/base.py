@@ -101,6 +101,8 @@ class Stages:
         run: how the sampling loop is run.
         batch_sizes: what it is compiled for, ascending; empty where any size will do.
         memory_bytes: used and total of the accelerator; None where there is none.
+        row_counts: rows of pictures that `run` has drawn, and rows that only filled a batch up;
+            both 0 where batches are never padded.
     """
 
     text: Stage
@@ -110,6 +112,7 @@ class Stages:
     run: Runner = field(default=run_directly)
     batch_sizes: tuple[int, ...] = ()
     memory_bytes: Callable[[], tuple[int, int] | None] = lambda: None
+    row_counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ class RecordingRunner:
         self._after_recording = after_recording
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._lock = threading.Lock()
+        self._num_asked = self._num_padding = 0
+
+    def row_counts(self) -> tuple[int, int]:
+        """Rows that calls asked for, and rows of padding; stages by themselves are not counted."""
+        return self._num_asked, self._num_padding
 
     def __call__(self, key: Hashable, body: Body, inputs: HostArrays) -> HostArrays:
         """Return what `body` makes of the inputs; more rows than the largest size go in parts.
@@ -113,8 +118,25 @@ class RecordingRunner:
             BackendError: the device failed.
             OutOfMemoryError: the batch does not fit.
         """
+        outputs = self._in_parts(key, body, inputs)
         num = len(inputs[0])
-        most = self._batch_sizes[-1] if self._batch_sizes else num
+        # All parts but the last are whole.
+        rest = num % self._most(num)
+        with self._lock:
+            self._num_asked += num
+            self._num_padding += self._size_of(rest) - rest if rest else 0
+        return outputs
+
+    def _most(self, num: int) -> int:
+        return self._batch_sizes[-1] if self._batch_sizes else num
+
+    def _size_of(self, num: int) -> int:
+        """The size that runs this many rows, at most as many as the largest has."""
+        return next((size for size in self._batch_sizes if size >= num), num)
+
+    def _in_parts(self, key: Hashable, body: Body, inputs: HostArrays) -> HostArrays:
+        num = len(inputs[0])
+        most = self._most(num)
         parts = [
             translated(
                 self._device,
@@ -131,13 +153,13 @@ class RecordingRunner:
         """`stage`, which takes tensors, as one that takes and gives numpy arrays."""
 
         def run(*inputs: Any) -> Arrays:
-            return self(name, stage, inputs)
+            return self._in_parts(name, stage, inputs)
 
         return run
 
     def _run(self, key: Hashable, body: Body, inputs: HostArrays) -> HostArrays:
         num = len(inputs[0])
-        size = next((size for size in self._batch_sizes if size >= num), num)
+        size = self._size_of(num)
         # Inference mode is a thread's own.
         with torch.inference_mode():
             recorded = self._find(key, body, inputs, size)

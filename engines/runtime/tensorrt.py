@@ -106,4 +106,5 @@ def load_plans(
         run=runner,
         batch_sizes=tuple(sizes),
         memory_bytes=device.memory_bytes,
+        row_counts=runner.row_counts,
     )

@@ -98,6 +98,7 @@ def load_stages(folder: Path, spec: ModelSpec, options: RuntimeOptions) -> Stage
         run=runner,
         batch_sizes=tuple(sorted(sizes)),
         memory_bytes=device.memory_bytes,
+        row_counts=runner.row_counts,
     )
 
 

@@ -63,6 +63,7 @@ class WarmingStages:
             run=self._run,
             batch_sizes=fallback.batch_sizes,
             memory_bytes=lambda: self._current.memory_bytes(),
+            row_counts=lambda: self._current.row_counts(),
         )
 
     def look(self) -> bool:

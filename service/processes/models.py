@@ -92,6 +92,7 @@ def loaders(
                     precision=pipeline.configuration.precision,
                     prompt_counts=lambda: pipeline.embeds.counts,
                     num_out_of_memory=lambda: pipeline.num_out_of_memory,
+                    row_counts=pipeline.row_counts,
                     memory_bytes=pipeline.memory_bytes,
                 )
             )

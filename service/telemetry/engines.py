@@ -20,6 +20,7 @@ class EngineFacts:
     Attributes:
         prompt_counts: prompts found in the cache of text embeddings, and computed.
         num_out_of_memory: batches that did not fit and were halved.
+        row_counts: rows of pictures in batches of a compiled size, and rows that filled them up.
         memory_bytes: used and total of the accelerator; None where there is none.
     """
 
@@ -28,6 +29,7 @@ class EngineFacts:
     precision: str
     prompt_counts: Callable[[], tuple[int, int]]
     num_out_of_memory: Callable[[], int]
+    row_counts: Callable[[], tuple[int, int]]
     memory_bytes: Callable[[], tuple[int, int] | None]
 
 
@@ -58,6 +60,11 @@ class EngineCollector(Collector):
             "Batches that did not fit into memory and were halved.",
             labels=["model"],
         )
+        rows = CounterMetricFamily(
+            "onestep_batch_rows_total",
+            "Rows of batches of a compiled size, of pictures or padding; 0 where any size runs.",
+            labels=["model", "kind"],
+        )
         memory = GaugeMetricFamily(
             "onestep_gpu_memory_bytes", "The accelerator's memory.", labels=["kind"]
         )
@@ -65,9 +72,11 @@ class EngineCollector(Collector):
             known.add_metric([facts.model, facts.backend, facts.precision], 1)
             for result, count in zip(("hit", "miss"), facts.prompt_counts(), strict=True):
                 prompts.add_metric([facts.model, result], count)
+            for kind, count in zip(("picture", "padding"), facts.row_counts(), strict=True):
+                rows.add_metric([facts.model, kind], count)
             out_of_memory.add_metric([facts.model], facts.num_out_of_memory())
         # All engines of a process share one accelerator.
         told = [told for facts in self._engines.values() if (told := facts.memory_bytes())]
         for kind, count in zip(("used", "total"), told[0] if told else (), strict=False):
             memory.add_metric([kind], count)
-        yield from (known, prompts, out_of_memory, memory)
+        yield from (known, prompts, out_of_memory, rows, memory)

@@ -96,6 +96,7 @@ def test_plans_draw_what_the_graphs_draw(bundle: Path, steps: int) -> None:
             # numpy's and torch's own rounding between steps; the graphs are the same.
             assert np.abs(drawn.astype(int) - expected).max() <= 1
         assert len({picture.tobytes() for picture in drawn}) == num
+    assert tested.row_counts() == (2 * (1 + 2 + 3 + 5), 2)
 
 
 def test_a_plan_takes_the_place_of_each_batch_size(bundle: Path) -> None:

@@ -46,6 +46,7 @@ def test_recorded_pictures_are_those_of_the_plain_torch_backend_to_the_bit(
     # Three rows are padded to four; the rows that are cut off change nothing.
     three = recorded.generate(PROMPTS[:3], SEEDS[:3], width=64, height=64, steps=steps)
     np.testing.assert_array_equal(three.images_BHWC, expected.images_BHWC[:3])
+    assert recorded.row_counts() == (2 * len(PROMPTS) + 3, 1)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])

@@ -40,6 +40,12 @@ def load(name: str) -> Stack:
     return merged
 
 
+def with_file(stack: Stack, file: Stack) -> Stack:
+    """The stack with one more file at the end of COMPOSE_FILE."""
+    merged: Stack = _merge(stack, file)
+    return merged
+
+
 def _merge(under: Any, over: Any, key: str = "") -> Any:
     if isinstance(under, dict) and isinstance(over, dict):
         return under | {k: _merge(under.get(k), v, k) for k, v in over.items()}
@@ -171,6 +177,15 @@ def stack_settings_are_known(stack: Stack) -> Iterator[str]:
         limit = one.get("deploy", {}).get("resources", {}).get("limits", {}).get("cpus", "0")
         if name == "worker" and int(ours.get("num_threads", 1000)) > float(limit):
             yield f"{name}: more threads than cores are throttled"
+
+
+@stack_check
+def commands_leave_choices_to_settings(stack: Stack) -> Iterator[str]:
+    """An option of the command line would silently win over a setting that an operator adds."""
+    for name in ("api", "worker"):
+        command = stack["services"][name].get("command", [])
+        if any(str(word).startswith("-") for word in command):
+            yield f"{name}: {command} decides what a setting should"
 
 
 @stack_check

@@ -164,6 +164,7 @@ class Walk:
             source, target = source_root / name.lstrip("/"), image.inside(goal)
             if source.is_dir():
                 _link_tree(source, target)
+                _lead_here(target, source_root, image.root)
                 continue
             target = target / source.name if goal.endswith("/") else target
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,18 @@ class Walk:
         assert ran.returncode == 0, f"{command}\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}"
 
 
+def _lead_here(folder: Path, source_root: Path, root: Path) -> None:
+    """Let programs name the interpreter of this image: in an engine both have one path."""
+    for path in folder.glob("bin/*"):
+        first = f"#!{source_root}/".encode()
+        if path.is_symlink() or not path.read_bytes().startswith(first):
+            continue
+        text, mode = path.read_bytes(), path.stat().st_mode
+        path.unlink()  # it is shared with the other stage
+        path.write_bytes(text.replace(first, f"#!{root}/".encode(), 1))
+        path.chmod(mode)
+
+
 def _link_tree(source: Path, goal: Path) -> None:
     """As a copy, without its time and room: nothing is changed in place afterwards."""
 
@@ -197,4 +210,8 @@ def _link_tree(source: Path, goal: Path) -> None:
         Path(other).unlink(missing_ok=True)
         os.link(one, other, follow_symlinks=False)
 
+    # What is there is replaced, as a build replaces it; copytree does so with files alone.
+    for path in source.rglob("*"):
+        if path.is_symlink():
+            (goal / path.relative_to(source)).unlink(missing_ok=True)
     shutil.copytree(source, goal, symlinks=True, copy_function=link, dirs_exist_ok=True)

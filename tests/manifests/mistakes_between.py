@@ -179,4 +179,40 @@ TRAFFIC = (
     M("redis_keeps_what_it_accepts", "cpu", REDIS, "spec replicas", 3),
 )
 
-BETWEEN = (*AVAILABILITY, *TRAFFIC)
+ELSEWHERE = (
+    M(
+        "redis_elsewhere_is_reached_by_its_callers_alone",
+        "ha-external-redis",
+        "NetworkPolicy/onestep-worker",
+        "spec egress",
+    ),
+    M(
+        "redis_elsewhere_is_reached_by_its_callers_alone",
+        "ha-external-redis",
+        "NetworkPolicy/onestep-api",
+        "spec egress 0 to 0 ipBlock cidr",
+        "10.0.0.0/8",
+    ),
+    M(
+        "redis_elsewhere_is_reached_by_its_callers_alone",
+        "ha-external-redis",
+        "ServiceAccount/onestep-api",
+        "",
+        lambda one: [one, {**one, "metadata": {**one["metadata"], "name": "onestep-redis"}}],
+    ),
+    M(
+        "calls_outside_never_lead_inside",
+        "ha-external-redis",
+        "NetworkPolicy/onestep-worker",
+        "spec egress 0 ports",
+    ),
+    M(
+        "calls_outside_never_lead_inside",
+        "ha",
+        "NetworkPolicy/onestep-worker",
+        "spec egress 0 to 0",
+        {"ipBlock": {"cidr": "192.0.2.1/32"}},
+    ),
+)
+
+BETWEEN = (*AVAILABILITY, *TRAFFIC, *ELSEWHERE)

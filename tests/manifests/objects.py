@@ -22,7 +22,7 @@ Objects = list[Object]
 Check = Callable[[Objects], Iterator[str]]
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERLAYS = ("cpu", "gpu", "ha", "distill")
+OVERLAYS = ("cpu", "gpu", "ha", "ha-external-redis", "distill")
 SERVERS = ("Deployment", "StatefulSet")
 WORKLOADS = (*SERVERS, "Job")
 CHECKS: dict[str, Check] = {}

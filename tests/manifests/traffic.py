@@ -115,6 +115,32 @@ def redis_is_reached_by_its_callers_alone(objects: Objects) -> Iterator[str]:
 
 
 @check
+def redis_elsewhere_is_reached_by_its_callers_alone(objects: Objects) -> Iterator[str]:
+    callers = _callers_of_redis(objects)
+    if not callers or any(_is_redis(pod) for pod in pods(objects)):
+        return
+    for pod in pods(objects):
+        ranges = {
+            one["ipBlock"]["cidr"]
+            for rule in _policies(objects, pod, "egress")
+            if _leads_to_redis_elsewhere(rule)
+            for one in rule["to"]
+        }
+        if any(pod.owner is one.owner for one in callers) != bool(ranges):
+            yield f"{pod.name}: lets out {sorted(ranges)} for Redis"
+    for one in objects:
+        if one["metadata"]["name"].startswith("onestep-redis"):
+            yield f"{name_of(one)}: is left of a Redis that is not here"
+
+
+def _leads_to_redis_elsewhere(rule: Object) -> bool:
+    """One port of a range of at most 256 addresses."""
+    blocks = [one.get("ipBlock") for one in rule.get("to", [])]
+    is_narrow = all(block and int(block["cidr"].split("/")[1]) >= 24 for block in blocks)
+    return bool(blocks) and is_narrow and len(rule.get("ports", [])) == 1
+
+
+@check
 def scrapes_are_let_in(objects: Objects) -> Iterator[str]:
     for pod in pods(objects):
         if "metrics" not in pod.port_names:
@@ -132,8 +158,11 @@ def scrapes_are_let_in(objects: Objects) -> Iterator[str]:
 
 @check
 def calls_outside_never_lead_inside(objects: Objects) -> Iterator[str]:
+    is_redis_elsewhere = not any(_is_redis(pod) for pod in pods(objects))
     for policy in of_kind(objects, "NetworkPolicy"):
         for rule in policy["spec"].get("egress", []):
+            if is_redis_elsewhere and _leads_to_redis_elsewhere(rule):
+                continue
             for block in (one["ipBlock"] for one in rule.get("to", []) if "ipBlock" in one):
                 if not set(block.get("except", [])) >= INSIDE:
                     yield f"{name_of(policy)}: {block['cidr']} leads inside"

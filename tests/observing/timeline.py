@@ -27,7 +27,7 @@ STATES: tuple[State, ...] = ("no error yet", "steady", "faulty")
 # Short, so that leases, deadlines and queues come to their ends within the test.
 SETTINGS: dict[str, object] = {
     "lease_s": 1,
-    "max_deliveries": 1,
+    "max_deliveries": 3,
     "max_queue_depth": 24,
     "deadline_s": 8,
     "max_batch_size": 4,
@@ -152,14 +152,21 @@ def live_through(
     seen.fired_calmly = prometheus.fired(seen.begin_s, but_for="latency")
     with load(port, 48, 0.0, MIXED):
         time.sleep(4)
-        fleet.kill_worker(0)
+        fleet.kill_worker_at_work(0, model)
         time.sleep(4)
         seen.complaints["faulty"] = look("faulty")
-        prometheus.wait_for_alerts({"OnestepRejectsMany", "OnestepTargetIsDown"}, 10)
+        prometheus.wait_for_alerts(
+            {"OnestepRejectsMany", "OnestepTargetIsDown", "OnestepRedeliversJobs"}, 10
+        )
+        # What the second one leaves behind, this one gives up.
+        fleet.start_worker(max_deliveries=1)
+        fleet.wait_for_workers(model, 2)
+        fleet.kill_worker_at_work(0, model)
+        prometheus.wait_for_alerts({"OnestepDeadLetters"}, 10)
         fleet.kill_worker(0)
         prometheus.wait_for_alerts(
             {
-                *("OnestepHasNoWorkers", "OnestepOldestJobIsOld", "OnestepDeadLetters"),
+                *("OnestepHasNoWorkers", "OnestepOldestJobIsOld"),
                 *("OnestepErrorBudgetBurnsFast", "OnestepErrorBudgetBurns"),
                 "OnestepErrorBudgetBurnsSlowly",
             },
@@ -169,6 +176,11 @@ def live_through(
         fleet.redis.let_files_grow(False)
         prometheus.wait_for_alerts({"OnestepRedisDoesNotPersist"}, 10)
         fleet.redis.let_files_grow(True)
+        with fleet.client() as client:
+            used = client.info("memory")["used_memory"]
+            client.config_set("maxmemory", int(used * 1.2))
+            prometheus.wait_for_alerts({"OnestepRedisIsFull"}, 10)
+            client.config_set("maxmemory", 0)
         fleet.redis.pause()
         prometheus.wait_for_alerts({"OnestepQueueIsUnavailable", "OnestepIsNotReady"}, 10)
         fleet.redis.resume()

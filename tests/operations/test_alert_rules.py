@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from manifests.watching import (
+    EVERYWHERE,
+    asked_jobs,
+    composed_jobs,
+    expressions,
+    labels_asked_for,
+)
 from observing.alert_cases import CASES, Series
 
 
@@ -82,3 +89,19 @@ def test_every_alert_says_whom_it_wakes_and_what_to_do(repo_root: Path) -> None:
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
     assert anchors == {rule["alert"].lower() for rule in alerts}
+
+
+def test_rules_and_dashboards_see_every_process_of_the_service() -> None:
+    """By the jobs of the composed Prometheus; those of a cluster are held against the same."""
+    jobs = composed_jobs()
+    assert jobs == {"onestep-api", "onestep-worker"}
+    assert list(asked_jobs(jobs, expressions())) == []
+    for blind in ('up{job="onestep"}', 'up{job!="onestep-api"}', 'up{job=~"onestep/.+"}'):
+        assert list(asked_jobs(jobs, (blind,)))
+
+
+def test_rules_and_dashboards_ask_for_labels_that_are_there_everywhere() -> None:
+    """A pod or a namespace is known in a cluster only."""
+    assert all(labels_asked_for(query) <= EVERYWHERE for query in expressions())
+    assert labels_asked_for("sum by (pod, model) (up)") == {"pod"}
+    assert labels_asked_for('up{namespace="onestep"}') == {"namespace"}

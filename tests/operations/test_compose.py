@@ -70,6 +70,12 @@ def test_a_stack_passes(name: str, rule: str) -> None:
             "redis://:word@redis:6379/0",
         ),
         ("stack_settings_are_known", "default", "services worker environment", {}),
+        (
+            "commands_leave_choices_to_settings",
+            "default",
+            "services api command",
+            ["onestep", "api", "--model", "models/emoji"],
+        ),
         ("gpus_are_reserved_where_they_are_used", "gpu", "services worker deploy", {}),
     ],
 )
@@ -97,6 +103,8 @@ def test_prometheus_takes_its_configuration(repo_root: Path, tmp_path: Path) -> 
         for n in job.get("dns_sd_configs", [{}])[0].get("names", [])
     }
     assert names == {"api", "worker", "dcgm-exporter"} and names <= set(load("gpu")["services"])
+    (receiver,) = jobs["alerting"]["alertmanagers"]
+    assert receiver["dns_sd_configs"][0]["names"] == ["alertmanager"]
     (tmp_path / "prometheus.yml").write_text("scrape_config: []\n")
     assert run(promtool, "check", "config", tmp_path / "prometheus.yml").returncode != 0
 

@@ -35,15 +35,18 @@ def _free_port() -> int:
         return port
 
 
+def _alone(image: Image, **more: str) -> dict[str, str]:
+    """The image's variables without the programs of whoever runs the tests."""
+    return image.environment(PATH=f"{image.root}/opt/onestep/bin:/usr/bin:/bin", **more)
+
+
 @contextmanager
 def _running(image: Image, secrets: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     with (image.root / "log").open("wb") as log:
         process = subprocess.Popen(
             image.arguments([f"/usr/local/bin/{image.entrypoint[0]}", *image.command]),
             cwd=image.inside("."),
-            env=image.environment(
-                SECRETS_FOLDER=str(secrets), ONESTEP_HOST="127.0.0.1", **settings
-            ),
+            env=_alone(image, SECRETS_FOLDER=str(secrets), ONESTEP_HOST="127.0.0.1", **settings),
             stdout=log,
             stderr=log,
         )
@@ -59,7 +62,7 @@ def _health(image: Image, port: int, path: str = "/livez") -> subprocess.Complet
     *line, url = image.arguments(image.health)
     assert url.endswith("/livez")
     url = f"http://127.0.0.1:{port}{path}"
-    return subprocess.run([*line, url], env=image.environment(), capture_output=True, text=True)
+    return subprocess.run([*line, url], env=_alone(image), capture_output=True, text=True)
 
 
 def _wait_until_ready(image: Image, process: subprocess.Popen[bytes], port: int) -> None:

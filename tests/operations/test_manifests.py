@@ -10,16 +10,17 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import availability, confinement, references, traffic
+from manifests import availability, confinement, references, traffic, watching
 from manifests.mistakes_between import BETWEEN
+from manifests.mistakes_watching import WATCHING
 from manifests.mistakes_within import WITHIN
 from manifests.mutations import Mutation
 from manifests.objects import CHECKS, OVERLAYS, ROOT, Object, name_of, of_kind, render
 
 # The modules whose checks are asked; importing them is what registers these.
-assert all((confinement, references, availability, traffic))
+assert all((confinement, references, availability, traffic, watching))
 
-MUTATIONS = (*WITHIN, *BETWEEN)
+MUTATIONS = (*WITHIN, *BETWEEN, *WATCHING)
 KUBERNETES = "1.32"
 CRDS = ROOT / "tests" / "manifests" / "crds"
 CUSTOM = {path.stem: json.loads(path.read_text()) for path in CRDS.glob("*.json")}

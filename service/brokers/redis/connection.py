@@ -18,7 +18,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.brokers.base import StoreHealth
@@ -93,6 +93,10 @@ class RedisConnection:
                 return await call(self.client)
         except OutOfMemoryError:
             raise _unavailable("the queue has no room") from None
+        except (ReadOnlyError, MasterDownError) as error:
+            log_event("redis_demoted", level=logging.WARNING, error=str(error))
+            await self._connect_anew()
+            raise _unavailable("the queue moves to another server") from error
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError) as error:
             self._refused_until_s = time.monotonic() + _REFUSE_S
             log_event("redis_away", level=logging.WARNING, error=str(error) or type(error).__name__)
@@ -199,6 +203,14 @@ class RedisConnection:
         self._is_memory_full = limit > 0 and used > _FULL_MEMORY * limit
         writes = {told.get(name) for name in _WRITES}
         self.health = StoreHealth(used, limit, "err" not in writes)
+
+    async def _connect_anew(self) -> None:
+        """Leave a server that obeys another one now: its name may lead to that one by this time.
+
+        Its connections are as good as ever, so nothing else would end them.
+        """
+        for client in (self.client, self._reader):
+            await client.connection_pool.disconnect(inuse_connections=True)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -302,3 +302,21 @@ def test_torch_has_what_the_gpu_device_calls() -> None:
         assert names <= set(dir(owner))
     members = {name for name, _ in inspect.getmembers(CpuDevice) if not name.startswith("_")}
     assert members <= set(dir(CudaDevice))
+
+
+def test_rows_that_only_fill_a_batch_up_are_counted() -> None:
+    runner = RecordingRunner(CpuDevice(), (1, 4))
+    counts = []
+    for num in (1, 3, 4, 9, 6):
+        runner("double", _double, (_rows(*range(num)),))
+        counts.append(runner.row_counts())
+    assert counts == [(1, 0), (4, 1), (8, 1), (17, 1), (23, 3)]
+    # A stage by itself is not the drawing of pictures: prompts may be fewer.
+    runner.stage("text", _double)(_rows(1, 2, 3))
+    assert runner.row_counts() == (23, 3)
+
+
+def test_where_any_size_runs_nothing_is_filled_up() -> None:
+    runner = RecordingRunner(CpuDevice(), ())
+    runner("double", _double, (_rows(1, 2, 3),))
+    assert runner.row_counts() == (3, 0)

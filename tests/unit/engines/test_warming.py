@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,11 @@ def test_pictures_are_the_fallbacks_until_the_better_stages_load(
     bundles: tuple[Path, Path],
 ) -> None:
     first, second = bundles
-    loads: list[Callable[[], Stages]] = [_refuse, _refuse, lambda: _load(second)]
+    better = replace(_load(second), row_counts=lambda: (7, 1))
+    loads: list[Callable[[], Stages]] = [_refuse, _refuse, lambda: better]
     warming = WarmingStages(_load(first), lambda: loads.pop(0)(), lambda: len(loads))
     pipeline = _pipeline(first, warming.stages)
+    assert pipeline.row_counts() == (0, 0)
     before, after = (_draw(_pipeline(folder, _load(folder))) for folder in bundles)
     assert not np.array_equal(before, after)
 
@@ -69,6 +72,7 @@ def test_pictures_are_the_fallbacks_until_the_better_stages_load(
     np.testing.assert_array_equal(_draw(pipeline), before)
     assert warming.look()
     np.testing.assert_array_equal(_draw(pipeline), after)
+    assert pipeline.row_counts() == (7, 1)
 
 
 def test_nothing_is_loaded_again_before_something_changed(bundles: tuple[Path, Path]) -> None:

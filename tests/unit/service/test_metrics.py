@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -23,6 +24,10 @@ OPEN_METRICS = "application/openmetrics-text;version=1.0.0"
 LABELS = {
     *("route", "code", "reason", "phase", "priority", "stage", "kind", "model", "result"),
     *("answer", "outcome", "backend", "precision", "le"),
+}
+# Whoever scrapes gives these to a target, and would rename a metric's own (exported_pod, ...).
+TARGETS_LABELS = {
+    *("job", "instance", "namespace", "service", "endpoint", "pod", "container", "node"),
 }
 
 
@@ -60,6 +65,7 @@ def test_every_name_has_the_prefix_and_every_label_few_values() -> None:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(line.startswith("onestep_") for line in lines)
     assert set(re.findall(r'[{,](\w+)="', text)) <= LABELS
+    assert not LABELS & TARGETS_LABELS
     assert len(lines) < 1500
 
 
@@ -163,6 +169,7 @@ def test_an_engine_tells_of_itself_at_each_scrape() -> None:
             *("tiny", "onnx", "float32"),
             prompt_counts=lambda: counts.pop(0),
             num_out_of_memory=lambda: 7,
+            row_counts=lambda: (5, 3),
             memory_bytes=lambda: memory.pop(0),
         )
     )
@@ -171,8 +178,26 @@ def test_an_engine_tells_of_itself_at_each_scrape() -> None:
     assert 'onestep_prompt_cache_total{model="tiny",result="hit"} 1.0' in first
     assert 'onestep_prompt_cache_total{model="tiny",result="hit"} 4.0' in second
     assert 'onestep_out_of_memory_total{model="tiny"} 7.0' in second
+    assert 'onestep_batch_rows_total{kind="picture",model="tiny"} 5.0' in first
+    assert 'onestep_batch_rows_total{kind="padding",model="tiny"} 3.0' in first
     assert "onestep_gpu_memory_bytes{" not in first
     assert 'onestep_gpu_memory_bytes{kind="used"} 30.0' in second
+
+
+def test_the_table_of_metrics_names_every_one(repo_root: Path) -> None:
+    page = (repo_root / "docs" / "observability.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `onestep_")]
+    named = set(re.findall(r"`(onestep_[a-z_*]+)", "\n".join(row.split(" | ")[0] for row in rows)))
+    telemetry = [Telemetry(is_worker=False), Telemetry(is_api=False)]
+    shown = {
+        metric.name + ("_total" if metric.type == "counter" else "")
+        for one in telemetry
+        for metric in one.registry.collect()
+    }
+    families = {one.removesuffix("*") for one in named if one.endswith("*")}
+    assert {one for one in shown if not one.startswith(tuple(families))} == named - {
+        f"{one}*" for one in families
+    }
 
 
 def test_exemplars_come_with_openmetrics_only() -> None:
