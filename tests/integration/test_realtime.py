@@ -314,7 +314,8 @@ async def test_twenty_connections_share_batches(stack: Stack, port: int) -> None
         assert [header["id"] for header in headers] == list(range(20))
         assert [header["batch_size"] for header in headers] == [4] * 20
         await holding
-    assert stack.metric("onestep_batch_size_count") == 6
+    await stack.batches_are_told(6)
+    assert stack.metric("onestep_batch_size_sum") == 21
 
 
 async def test_a_service_that_stops_closes_its_connections(
