@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _STAGES = ("text", "encode_input", "denoise", "decode", "draw", "encode")
 # Between two attempts to reach a queue that is away.
 _AWAY_S = 0.5
+# Of the event loop, from a job's outcome until its answer has been written.
+_NUM_TURNS_TO_ANSWER = 3
 
 
 class ImagePipeline(Protocol):
@@ -82,6 +84,16 @@ class _Run:
     stage_ms: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What a call of the engine brought, on its way to files and to those who wait."""
+
+    deliveries: Sequence[Delivery]
+    key: BatchKey
+    images_BHWC: NDArray[np.uint8]
+    run: _Run
+
+
 class Worker:
     """Feeds one engine from one broker."""
 
@@ -106,7 +118,7 @@ class Worker:
         self._run_times: dict[BatchKey, RunTimes] = {}
         self._held: dict[str, Delivery] = {}
         self._unwanted: set[str] = set()
-        self._encoding: set[asyncio.Task[None]] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
         self._busy_since_s: float | None = None
         # When the engine will be free, as far as its earlier runs tell.
         self._free_s = 0.0
@@ -164,27 +176,34 @@ class Worker:
             while current is not None:
                 # A whole batch is handed over while the engine is busy: it then never waits for
                 # the event loop. Less than a whole one may still grow.
-                following = await self._begin_next(wait=False)
-                await current
+                following = await self._begin_next(wait=False, is_whole_only=True)
+                drawn = await current
+                # The engine has its next work before this one's pictures are looked at.
+                following = following or await self._begin_next(wait=False)
+                self._hand_out(drawn)
                 current = following or await self._begin_next(wait=True)
-            if self._encoding:
-                await asyncio.wait(self._encoding)
+            if self._finishing:
+                await asyncio.wait(self._finishing)
         finally:
             renewing.cancel()
             self._engine_pool.shutdown(wait=False, cancel_futures=True)
             self._encode_pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _begin_next(self, *, wait: bool) -> asyncio.Task[None] | None:
+    async def _begin_next(
+        self, *, wait: bool, is_whole_only: bool = False
+    ) -> asyncio.Task[list[_Drawn]] | None:
         """Take a batch and hand it to the engine.
 
-        With `wait`, the next one there is, or None once there will be no more; without, a whole
-        one if there is one.
+        With `wait`, the next one there is, or None once there will be no more; without, one if
+        there is one.
         """
-        want = Want(tuple(self._pipelines), self._options.max_batch_size, is_whole_only=not wait)
+        want = Want(tuple(self._pipelines), self._options.max_batch_size, is_whole_only)
         while True:
             try:
                 taken = await self._broker.take(want, wait=wait)
             except QueueUnavailable as error:
+                if not wait:  # what has been drawn is not to wait for the queue
+                    return None
                 log_event("queue_away", level=logging.WARNING, error=error.detail)
                 await asyncio.sleep(_AWAY_S)
                 continue
@@ -198,11 +217,16 @@ class Worker:
             if not wait:
                 return None
 
-    async def _draw(self, batch: Batch) -> None:
-        """Run a batch, in parts where its most urgent job would otherwise come too late."""
+    async def _draw(self, batch: Batch) -> list[_Drawn]:
+        """Run a batch, in parts where its most urgent job would otherwise come too late.
+
+        What is returned is still to be handed out.
+        """
         rest: Batch | None = batch
+        drawn: list[_Drawn] = []
         while rest is not None:
             if rest is not batch:
+                self._hand_out(drawn)
                 # The part before it took its time.
                 self._unwanted |= await self._renew(rest.deliveries)
             start_s = max(self._broker.now_s(), self._free_s)
@@ -213,13 +237,13 @@ class Worker:
             for delivery in part.deliveries:
                 if delivery not in wanted:
                     self._let_go(delivery)
-            if wanted:
-                await self._generate(wanted, part.key)
+            drawn = await self._generate(wanted, part.key) if wanted else []
+        return drawn
 
     def _times_of(self, key: BatchKey) -> RunTimes:
         return self._run_times.setdefault(key, RunTimes())
 
-    async def _generate(self, deliveries: Sequence[Delivery], key: BatchKey) -> None:
+    async def _generate(self, deliveries: Sequence[Delivery], key: BatchKey) -> list[_Drawn]:
         """Run jobs of one key; on an error, each half by itself."""
         loop = asyncio.get_running_loop()
         try:
@@ -227,15 +251,26 @@ class Worker:
                 self._engine_pool, self._run_engine, deliveries, key
             )
         except Exception as error:
-            await self._isolate(deliveries, key, error)
-            return
+            return await self._isolate(deliveries, key, error)
         self._times_of(key).note(len(deliveries), run_s)
         run = _Run(len(deliveries), dispatched_s, run_s * 1000, generated.stage_ms)
-        for delivery, pixels_HWC in zip(deliveries, generated.images_BHWC, strict=True):
-            task = asyncio.create_task(self._encode_and_reply(delivery, pixels_HWC, run))
-            self._encoding.add(task)
-            task.add_done_callback(self._encoding.discard)
-        self._note_run(deliveries, key, run)
+        return [_Drawn(deliveries, key, generated.images_BHWC, run)]
+
+    def _hand_out(self, drawn: Sequence[_Drawn]) -> None:
+        """Begin to encode pictures and to answer for them, then tell of the run."""
+        for one in drawn:
+            task = asyncio.create_task(self._finish(one))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, drawn: _Drawn) -> None:
+        """Encode pictures and answer for them, then tell of the run."""
+        pictures = zip(drawn.deliveries, drawn.images_BHWC, strict=True)
+        await asyncio.gather(*(self._encode_and_reply(*one, drawn.run) for one in pictures))
+        # Log and metrics take a tenth of what a lone request does, and nobody waits for them.
+        for _ in range(_NUM_TURNS_TO_ANSWER):
+            await asyncio.sleep(0)
+        self._note_run(drawn)
 
     def _run_engine(
         self, deliveries: Sequence[Delivery], key: BatchKey
@@ -264,7 +299,7 @@ class Worker:
 
     async def _isolate(
         self, deliveries: Sequence[Delivery], key: BatchKey, error: Exception
-    ) -> None:
+    ) -> list[_Drawn]:
         """Halve a failed batch until the jobs at fault stand alone."""
         if len(deliveries) == 1:
             job = deliveries[0].job
@@ -274,12 +309,12 @@ class Worker:
                 "job_failed", level=logging.ERROR, exc=error, job_id=job.id, prompt_digest=digest
             )
             await self._fail(deliveries[0], FailureReason.ENGINE)
-            return
+            return []
         log_event("batch_split", level=logging.WARNING, num_jobs=len(deliveries), error=type(error))
         self._telemetry.batch_retry.inc()
         middle = len(deliveries) // 2
-        await self._generate(deliveries[:middle], key)
-        await self._generate(deliveries[middle:], key)
+        first = await self._generate(deliveries[:middle], key)
+        return first + await self._generate(deliveries[middle:], key)
 
     async def _encode_and_reply(
         self, delivery: Delivery, pixels_HWC: NDArray[np.uint8], run: _Run
@@ -349,9 +384,10 @@ class Worker:
         except QueueUnavailable:
             return frozenset()
 
-    def _note_run(self, deliveries: Sequence[Delivery], key: BatchKey, run: _Run) -> None:
+    def _note_run(self, drawn: _Drawn) -> None:
         """One log line and one set of metrics per engine run."""
-        jobs = [delivery.job for delivery in deliveries]
+        run, key = drawn.run, drawn.key
+        jobs = [delivery.job for delivery in drawn.deliveries]
         queue_s = [run.dispatched_s - job.created_s for job in jobs]
         for job, wait_s in zip(jobs, queue_s, strict=True):
             self._telemetry.queue_wait.labels(job.priority.name.lower()).observe(

@@ -99,6 +99,12 @@ class Stack:
             while (await self.broker.sweep()).num_jobs != num_jobs:
                 await asyncio.sleep(0.005)
 
+    async def batches_are_told(self, num_batches: int) -> None:
+        """Metrics and log line of a batch come a moment after its answers."""
+        async with asyncio.timeout(20):
+            while (self.metric("onestep_batch_size_count") or 0) < num_batches:
+                await asyncio.sleep(0)
+
     def metric(self, name: str, **labels: str) -> float | None:
         return self.telemetry.registry.get_sample_value(name, labels)
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from service.app import create_app
 from service.limits.redis import RedisLimiter
-from service.processes.life import background, on_signals, sweep_forever, sweep_once
+from service.processes.life import (
+    background,
+    freeze_what_stays,
+    on_signals,
+    sweep_forever,
+    sweep_once,
+)
 from service.processes.models import load_models, watch_bundles
 from service.processes.parts import (
     answering_operators,
@@ -55,6 +61,7 @@ async def serve_api(settings: Settings, listener: socket.socket) -> int:
         async with background(sweeping, watching), answering_operators(context):
             finish_s = settings.deadline_s + FINISH_MARGIN_S
             app = create_app(context)
+            freeze_what_stays()
             async with answering(app, listener, settings, finish_s) as serving:
                 announce(context.limits, address_of(listener, settings.host))
                 stopping = asyncio.create_task(stop.wait())

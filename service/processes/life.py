@@ -1,12 +1,14 @@
 """What every process does between its start and its end.
 
-Owns signals, the regular sweep of the queue and the drain. Knows the broker's protocol.
+Owns signals, what the garbage collector looks at, the regular sweep of the queue and the drain.
+Knows the broker's protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -28,6 +30,17 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.Loop
+
+
+def freeze_what_stays() -> None:
+    """Let the garbage collector look no more at what the start has made.
+
+    Modules, routes and models are some hundred thousand objects that live as long as the process.
+    A full collection visits each of them, which takes a tenth of a second without the interpreter
+    doing anything else: four batches' time in which nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def on_signals(stop: asyncio.Event) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from service.app import create_app
 from service.limits.memory import MemoryLimiter
-from service.processes.life import background, drain, on_signals, sweep_forever
+from service.processes.life import (
+    background,
+    drain,
+    freeze_what_stays,
+    on_signals,
+    sweep_forever,
+)
 from service.processes.models import load_models, loaders, watch_bundles
 from service.processes.parts import (
     answering_operators,
@@ -57,6 +63,7 @@ async def serve(settings: Settings, listener: socket.socket) -> int:
         answering_operators(context),
     ):
         await worker.start()
+        freeze_what_stays()
         context.readiness.set(Phase.READY, "")
         announce(context.limits, address_of(listener, settings.host))
         working = asyncio.create_task(worker.run())

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.errors import QueueUnavailable
-from service.processes.life import background, drain, on_signals, sweep_forever
+from service.processes.life import background, drain, freeze_what_stays, on_signals, sweep_forever
 from service.processes.models import load_models, loaders, watch_bundles
 from service.processes.parts import redis_broker, telemetry_of, traced
 from service.processes.sockets import answering, listen
@@ -56,6 +56,7 @@ async def work(settings: Settings) -> int:
 
         async with _answering_operators(worker, readiness, telemetry, settings):
             await worker.start()
+            freeze_what_stays()
             log_event("worker_ready", models=list(names.values()))
             working = asyncio.create_task(worker.run())
             stopping = asyncio.create_task(stop.wait())

@@ -17,6 +17,7 @@ from service.jobs import FailureReason
 from service.limits.base import Limiter
 from service.limits.memory import MemoryLimiter
 from service.principal import Allowance, Principal
+from service.routes.turns import Turns
 from service.schemas import ModelLimits
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -159,6 +160,11 @@ class AppContext:
     def connections(self) -> set[object]:
         """The realtime connections that are open."""
         return set()
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The realtime connections that wait for room in the queue."""
+        return Turns()
 
     @cached_property
     def decoders(self) -> PictureDecoders:

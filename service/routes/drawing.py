@@ -69,6 +69,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
             num_queued = await context.broker.cancel([job.id for job in jobs])
             context.telemetry.cancelled.labels("queued").inc(num_queued)
             everything.cancel()
+        context.turns.note_room(len(jobs))
 
 
 def _first_picture(job: Job, context: AppContext) -> Callable[[asyncio.Future[JobOutcome]], None]:

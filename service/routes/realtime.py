@@ -2,7 +2,8 @@
 
 Owns a connection: its one waiting message, its one picture in flight, its bounds and its end. The
 jobs of all connections meet in the broker, so they share batches with each other and with the HTTP
-routes. Knows the broker's protocol, never an engine.
+routes; where the queue is full, connections take turns. Knows the broker's protocol, never an
+engine.
 """
 
 from __future__ import annotations
@@ -127,6 +128,9 @@ class _Connection:
         self._seed = random.randrange(MAX_SEED + 1)
         self._newest: _Received | None = None
         self._has_newest = asyncio.Event()
+        # Where the queue was full: our place among those who wait for room.
+        self._place: int | None = None
+        self._retry_s = MIN_RETRY_S
         self.num_pictures = 0
 
     async def serve(self) -> End:
@@ -181,14 +185,26 @@ class _Connection:
             await self._send(hello)
             while True:
                 await self._has_newest.wait()
+                is_our_turn = await self._is_our_turn()
                 started_s = time.perf_counter()
-                await self._answer(self._take_newest())
-                # Only then the next is parsed: a flood of messages costs no more than this.
-                await asyncio.sleep(max(0.0, started_s + pace_s - time.perf_counter()))
+                await self._answer(self._take_newest(), is_our_turn)
+                # Only then the next is parsed: a flood of messages costs no more than this. In line
+                # it is parsed for room that was made, or after a while.
+                if self._place is None:
+                    await asyncio.sleep(max(0.0, started_s + pace_s - time.perf_counter()))
         except WebSocketDisconnect:
             return End.CLIENT
         except TimeoutError:
             return End.STUCK
+
+    async def _is_our_turn(self) -> bool:
+        """Wait until nobody would be overtaken; False when that takes so long that it is told."""
+        turns = self._context.turns
+        if self._place is None:
+            if not turns.is_anyone_waiting:
+                return True
+            self._place, self._retry_s = turns.new_place(), MAX_RETRY_S
+        return await turns.wait(self._place, self._retry_s)
 
     def _take_newest(self) -> _Received:
         received = self._newest
@@ -197,16 +213,24 @@ class _Connection:
         self._has_newest.clear()
         return received
 
-    async def _answer(self, received: _Received) -> None:
+    async def _answer(self, received: _Received, is_our_turn: bool) -> None:
         """Send what a message brings about: a picture, or why there is none."""
         wish_id = None
         try:
             wish = read_wish(received.text, self._seed)
             wish_id = wish.id
-            frame = await self._draw(wish, received)
-        except (QueueFull, RateLimited) as error:
-            await self._wait_for_room(received, wish_id, error.retry_after_s)
+            frame = await self._draw(wish, received, is_our_turn)
+        except QueueFull as error:
+            self._place = self._place or self._context.turns.new_place()
+            self._retry_s = _retry_s(error)
+            await self._keep(received, wish_id)
+        except RateLimited as error:
+            self._leave_line()
+            self._retry_s = _retry_s(error)
+            await self._keep(received, wish_id)
+            await asyncio.sleep(self._retry_s)
         except ProblemError as error:
+            self._leave_line()
             self._count(status_of(error).code)
             await self._send(error_message(wish_id, error, self._request_id))
         else:
@@ -214,33 +238,38 @@ class _Connection:
             self.num_pictures += 1
             self._count("drawn")
 
-    async def _draw(self, wish: Wish, received: _Received) -> bytes:
+    async def _draw(self, wish: Wish, received: _Received, is_our_turn: bool) -> bytes:
         context = self._context
         with admission(context):
             generation = parse_wish(wish, context.limits)
+        if not is_our_turn:
+            raise QueueFull("others have waited longer", retry_after_s=MAX_RETRY_S)
         # Outside: a full queue refuses nothing here, the wish waits.
         principal = principal_of(self._websocket)
         terms = Terms(generation.format, context.settings.deadline_s)
         jobs = await make_jobs(generation, terms, context, principal)
         accepted = await put_within_limits(self._websocket, generation, jobs)
+        self._place = None
         (done,) = await wait_for(_never_departs, accepted, context)
         total_ms = (time.perf_counter() - received.received_s) * 1000
         return picture_frame(wish.id, generation, done, total_ms)
 
-    async def _wait_for_room(
-        self, received: _Received, wish_id: int | None, hint_s: float | None
-    ) -> None:
-        """Keep a message for another try, unless a newer one has come, and let some time pass."""
-        wait_s = min(max(hint_s or 0.0, MIN_RETRY_S), MAX_RETRY_S)
+    def _leave_line(self) -> None:
+        """Let the next one have the room that this message does not take."""
+        if self._place is not None:
+            self._place = None
+            self._context.turns.note_room()
+
+    async def _keep(self, received: _Received, wish_id: int | None) -> None:
+        """Keep a message for another try, unless a newer one has come, and tell of it once."""
         if self._newest is not None:
             self._count("stale")
-        else:
-            self._newest = replace(received, has_been_told_to_wait=True)
-            self._has_newest.set()
-            if not received.has_been_told_to_wait:
-                self._count("delayed")
-                await self._send(waiting_message(wish_id, wait_s))
-        await asyncio.sleep(wait_s)
+            return
+        self._newest = replace(received, has_been_told_to_wait=True)
+        self._has_newest.set()
+        if not received.has_been_told_to_wait:
+            self._count("delayed")
+            await self._send(waiting_message(wish_id, self._retry_s))
 
     async def _send(self, message: str | bytes) -> None:
         """Send one message, and return only when the connection could take another.
@@ -257,6 +286,11 @@ class _Connection:
 
     def _count(self, outcome: str) -> None:
         self._context.telemetry.realtime_messages.labels(outcome).inc()
+
+
+def _retry_s(error: ProblemError) -> float:
+    """When to try again: the hint within bounds."""
+    return min(max(error.retry_after_s or 0.0, MIN_RETRY_S), MAX_RETRY_S)
 
 
 async def _never_departs() -> Message:

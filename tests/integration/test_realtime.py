@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from realtime_client import RealtimeClient, connected
+from service_fixtures import make_job
 from service_stack import PNG, Stack, listening, pixels, running
 
 from engines.pipeline import Pipeline
 from service.errors import QueueFull
-from service.jobs import Job, JobOutcome
+from service.jobs import BatchKey, Job, JobOutcome
 from service.routes.context import Phase
 
 
@@ -38,6 +39,12 @@ async def hold_with(client: RealtimeClient, stack: Stack, prompt: str, **fields:
     stack.pipeline.entered.clear()
     await client.ask(prompt, **fields)
     assert await asyncio.to_thread(stack.pipeline.entered.wait, 20)
+
+
+async def picture_for(client: RealtimeClient) -> None:
+    """Wait for a picture, whatever is told meanwhile."""
+    while (await client.receive())[0].get("type") == "waiting":
+        pass
 
 
 async def messages_reach(stack: Stack, outcome: str, count: int) -> None:
@@ -179,6 +186,59 @@ async def test_a_full_queue_keeps_the_newest_prompt_and_tells_of_it_once(
         assert stack.metric("onestep_realtime_messages_total", outcome="delayed") == 2
 
 
+async def test_a_full_queue_serves_its_connections_in_turn(
+    bundle: Path, pipeline: Pipeline
+) -> None:
+    """More connections than places, and each wants its next picture at once."""
+    num_clients, num_rounds = 12, 12
+    counts = [0] * num_clients
+    is_over = asyncio.Event()
+
+    async def keep_asking(number: int, client: RealtimeClient) -> None:
+        while not is_over.is_set():
+            await client.ask(f"client {number}", id=counts[number])
+            await picture_for(client)
+            counts[number] += 1
+            if sum(counts) == num_clients * num_rounds:
+                # An equal share is as many as there are rounds; who is refused gets none.
+                assert min(counts) >= num_rounds // 2, counts
+                is_over.set()
+
+    async with (
+        running(bundle, pipeline, max_queue_depth=6, realtime_max_fps=1000) as stack,
+        listening(stack) as port,
+        AsyncExitStack() as opened,
+    ):
+        clients = [await opened.enter_async_context(connected(port)) for _ in counts]
+        # Without a word of room made, each would wait for its own timer.
+        async with asyncio.timeout(15):
+            await asyncio.gather(*(keep_asking(*one) for one in enumerate(clients)))
+    assert is_over.is_set()
+
+
+async def test_nobody_passes_those_who_wait_for_room(bundle: Path, pipeline: Pipeline) -> None:
+    async with (
+        running(bundle, pipeline, max_queue_depth=1) as stack,
+        listening(stack) as port,
+        connected(port) as early,
+        connected(port) as late,
+    ):
+        stack.pipeline.gate.clear()
+        limits = stack.context.limits
+        key = BatchKey(limits.name, *limits.sizes_px[0], 1)
+        job = make_job(key=key, prompt="elsewhere")
+        await stack.broker.put([job])
+        assert await asyncio.to_thread(stack.pipeline.entered.wait, 20)
+        await early.ask("early")
+        assert (await early.receive())[0]["type"] == "waiting"
+        # Room that nobody here hears of.
+        await stack.broker.cancel([job.id])
+        await late.ask("late")
+        stack.pipeline.gate.set()
+        await asyncio.gather(picture_for(early), picture_for(late))
+        assert stack.pipeline.prompts == ["elsewhere", "early", "late"]
+
+
 async def test_a_wish_that_meets_a_full_queue_makes_way_for_a_newer_one(
     client: RealtimeClient, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +314,8 @@ async def test_twenty_connections_share_batches(stack: Stack, port: int) -> None
         assert [header["id"] for header in headers] == list(range(20))
         assert [header["batch_size"] for header in headers] == [4] * 20
         await holding
-    assert stack.metric("onestep_batch_size_count") == 6
+    await stack.batches_are_told(6)
+    assert stack.metric("onestep_batch_size_sum") == 21
 
 
 async def test_a_service_that_stops_closes_its_connections(

@@ -107,6 +107,7 @@ async def test_metrics_count_what_happened(stack: Stack) -> None:
     await stack.draw(PNG)
     await stack.draw(num_images=3)
     await stack.draw(prompt="")
+    await stack.batches_are_told(2)
     text = (await stack.client.get("/metrics")).text
     for line in (
         'onestep_requests_total{code="200",reason="ok",route="/v1/generate"} 2.0',
@@ -128,6 +129,7 @@ async def test_one_log_line_per_batch_and_never_a_prompt(
         await stack.draw(prompt="canary", num_images=3)
         await stack.draw(prompt="canary", steps=9)
         await stack.draw(prompt="canary" * 60)
+        await stack.batches_are_told(1)
     records = [record for record in caplog.records if record.name == "onestep"]
     assert [record.message for record in records] == ["batch"]
     everything = json.dumps([str(record.__dict__) for record in caplog.records])
