@@ -205,4 +205,4 @@ def _num_futures(stack: Stack, job: str) -> int:
     broker: Any = stack.broker
     if hasattr(broker, "_open"):
         return len(broker._open[job].futures)
-    return len(broker._waiters._waited[job].futures)
+    return len(broker._ends._waiters._waited[job].futures)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from distill_fixtures import tiny_config
 from PIL import Image
+from tensorboard.summary.writer import event_file_writer
 
 from distill.config import ConfigError
 from distill.training.tracking import tracking
@@ -44,7 +45,12 @@ def test_curves_sheets_and_the_config_can_be_read_back(tmp_path: Path) -> None:
     assert json.loads(words)["seed"] == 7
 
 
-def test_a_resumed_run_shows_each_iteration_once(tmp_path: Path) -> None:
+def test_a_resumed_run_shows_each_iteration_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Files of one second are told apart by their number in the process, which is read as a text: a
+    # tenth one would come before a ninth. Trainings that follow one another are further apart.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     with tracking(tmp_path, tiny_config(), 0) as trackers:
         for iteration in (1, 2, 3, 4):
             trackers[0].scalars(iteration, {"loss": 1.0})
