@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.telemetry import EngineFacts, Telemetry, log_event
 
 if TYPE_CHECKING:
-    from service.worker import ImagePipeline
+    from service.engine_thread import ImagePipeline
 
 _LOOK_S = 2.0
 

@@ -31,7 +31,7 @@ PREPARED = "--prepared"
 
 
 class EmulatedPipeline:
-    """`service.worker.ImagePipeline` over the emulated engine."""
+    """`service.engine_thread.ImagePipeline` over the emulated engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,0 +1,198 @@
+"""What the worker's loop does first: the engine's next work, answers, its own end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from service_fixtures import ScriptedPipeline, make_job
+
+from engines.pipeline import Generated
+from service.brokers.base import Taken, Want
+from service.brokers.memory import MemoryBroker
+from service.engine_thread import Drawn, EngineThread
+from service.jobs import JobDone, JobOutcome
+from service.telemetry import Telemetry
+from service.worker import Worker, WorkerOptions
+
+
+class _Queue(MemoryBroker):
+    """A queue whose answer to an engine that has just drawn can be slow, or met by a stop."""
+
+    def __init__(self) -> None:
+        super().__init__(100)
+        self.is_asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.on_asked: Callable[[], object] = lambda: None
+
+    async def take(self, want: Want, *, wait: bool) -> Taken | None:
+        if want.is_whole_only:
+            return Taken(None)
+        if not wait:
+            self.is_asked.set()
+            self.on_asked()
+            await self.may_answer.wait()
+        return await super().take(want, wait=wait)
+
+
+class _Lines(np.ndarray[Any, Any]):
+    """Pictures that tell when somebody looks at them."""
+
+    on_look: Callable[[], object]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.on_look()
+        return super().__iter__()
+
+
+class _WatchedPipeline(ScriptedPipeline):
+    def __init__(self, on_look: Callable[[str], object]) -> None:
+        super().__init__()
+        self._on_look = on_look
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> Generated:
+        generated = super().generate(prompts, seeds, **how)
+        pictures = generated.images_BHWC.view(_Lines)
+        pictures.on_look = lambda: self._on_look(prompts[0])
+        return Generated(pictures, generated.stage_ms)
+
+
+async def _working(
+    queue: MemoryBroker, pipeline: ScriptedPipeline
+) -> tuple[Worker, asyncio.Task[None]]:
+    options = WorkerOptions(max_batch_size=1, num_encode_threads=1)
+    worker = Worker(queue, {"tiny": lambda: pipeline}, Telemetry(), options)
+    await worker.start()
+    return worker, asyncio.create_task(worker.run())
+
+
+async def _put_while_drawing(
+    queue: MemoryBroker, pipeline: ScriptedPipeline, *prompts: str
+) -> list[asyncio.Future[JobOutcome]]:
+    """The first prompt is in the engine when the others come."""
+    pipeline.gate.clear()
+    first, *others = [make_job(prompt=prompt) for prompt in prompts]
+    futures = await queue.put([first])
+    assert await asyncio.to_thread(pipeline.entered.wait, 20)
+    if others:
+        futures += await queue.put(others)
+    return futures
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was given to the engine, in order; a test adds to it."""
+    events: list[str] = []
+    draw = EngineThread.draw
+
+    async def draw_noted(self: EngineThread, deliveries: Sequence[Any], *rest: Any) -> list[Drawn]:
+        events.append(f"engine: {deliveries[0].job.prompt}")
+        return await draw(self, deliveries, *rest)
+
+    monkeypatch.setattr(EngineThread, "draw", draw_noted)
+    return events
+
+
+async def test_the_engine_has_its_next_work_before_the_last_pictures_are_looked_at(
+    events: list[str],
+) -> None:
+    queue = _Queue()
+    pipeline = _WatchedPipeline(lambda prompt: events.append(f"looked at: {prompt}"))
+    _, working = await _working(queue, pipeline)
+    futures = await _put_while_drawing(queue, pipeline, "first", "second")
+    pipeline.gate.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*futures)
+        await queue.close()
+        await working
+    assert events == [
+        *("engine: first", "engine: second", "looked at: first", "looked at: second"),
+    ]
+
+
+async def test_a_finished_picture_is_not_kept_back_by_a_slow_queue() -> None:
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    queue.may_answer.clear()
+    _, working = await _working(queue, pipeline)
+    first, second = await _put_while_drawing(queue, pipeline, "first", "second")
+    pipeline.gate.set()
+    async with asyncio.timeout(20):
+        await queue.is_asked.wait()
+        assert isinstance(await first, JobDone)
+        assert not second.done()
+        queue.may_answer.set()
+        assert isinstance(await second, JobDone)
+        await queue.close()
+        await working
+
+
+async def _stop(working: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(20):
+        await asyncio.wait({working})
+    assert working.cancelled()
+
+
+async def _is_whole(queue: _Queue, worker: Worker) -> bool:
+    """Whether nothing was left behind, and the job in hand can be drawn by another."""
+    await asyncio.sleep(0)  # what has just been cancelled leaves the loop
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    await worker.hand_back()
+    taken = await MemoryBroker.take(queue, Want(("tiny",), 1), wait=False)
+    return not left and taken is not None and taken.batch is not None
+
+
+async def test_a_stop_leaves_no_question_to_a_slow_queue_behind() -> None:
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    queue.may_answer.clear()
+    worker, working = await _working(queue, pipeline)
+    _, second = await _put_while_drawing(queue, pipeline, "first", "second")
+    pipeline.gate.set()
+    await asyncio.wait_for(queue.is_asked.wait(), 20)
+    working.cancel()
+    await _stop(working)
+    queue.may_answer.set()
+    assert await _is_whole(queue, worker)
+    assert not second.done()
+
+
+async def test_a_stop_as_a_batch_arrives_fails_none_of_its_jobs() -> None:
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    worker, working = await _working(queue, pipeline)
+    queue.on_asked = working.cancel
+    first, second = await _put_while_drawing(queue, pipeline, "first", "second")
+    pipeline.gate.set()
+    await _stop(working)
+    assert await _is_whole(queue, worker)
+    assert pipeline.runs == [["first"]]
+    assert not first.done() and not second.done()
+
+
+async def test_a_stop_as_pictures_are_handed_out_fails_none_of_their_jobs() -> None:
+    queue = _Queue()
+    queue.may_answer.clear()
+    pipeline = _WatchedPipeline(lambda prompt: working.cancel())
+    worker, working = await _working(queue, pipeline)
+    (first,) = await _put_while_drawing(queue, pipeline, "first")
+    pipeline.gate.set()
+    await _stop(working)
+    assert await _is_whole(queue, worker)
+    assert not first.done()
+
+
+async def test_a_queue_that_breaks_is_told_of_and_nothing_is_left_behind() -> None:
+    queue, pipeline = _Queue(), ScriptedPipeline()
+
+    def break_() -> None:
+        raise RuntimeError("the queue broke")
+
+    queue.on_asked = break_
+    worker, working = await _working(queue, pipeline)
+    await _put_while_drawing(queue, pipeline, "first", "second")
+    pipeline.gate.set()
+    with pytest.raises(RuntimeError, match="the queue broke"):
+        await asyncio.wait_for(working, 20)
+    assert await _is_whole(queue, worker)
