@@ -19,6 +19,7 @@ from service.brokers.base import Broker, lost_where_unknown
 from service.errors import QueueUnavailable
 from service.job_documents import job_document, with_lost
 from service.jobs import JobState, job_id, siblings, state_of
+from service.tasks import end_tasks
 from service.telemetry import log_event
 from service.webhooks.delivery import MAX_OPEN, DeliveryResult, Webhooks
 from service.webhooks.events import event_id, job_event
@@ -74,11 +75,8 @@ class JobWebhooks:
 
     async def close(self) -> None:
         """Let go of what has not ended, and give running deliveries a moment."""
-        if self._looking is not None:
-            self._looking.cancel()
-        for request, task in self._held.items():
-            if request not in self._delivering:
-                task.cancel()
+        idle = [task for request, task in self._held.items() if request not in self._delivering]
+        await end_tasks(*idle, *([self._looking] if self._looking is not None else []))
         await self._webhooks.close(_CLOSE_S)
         await asyncio.gather(*self._held.values(), return_exceptions=True)
 

@@ -26,6 +26,7 @@ from service.errors import QueueUnavailable
 from service.images import encode_image
 from service.jobs import FailureReason, JobDone, JobFailed, JobOutcome
 from service.run_reports import RunReports
+from service.tasks import end_tasks
 from service.telemetry import Telemetry, log_event
 
 # Between two attempts to reach a queue that is away.
@@ -118,15 +119,12 @@ class Worker:
             if self._finishing:
                 await asyncio.wait(self._finishing)
         finally:
-            renewing.cancel()
-            # Nothing, unless this was stopped in the midst. Before the pools close: to a job, a
-            # closed pool would look like a fault of its own, and it would fail for good.
-            left = self._begun | self._finishing
-            for task in left:
-                task.cancel()
+            # Of the others there is nothing, unless this was stopped in the midst. Before the pools
+            # close: to a job, a closed pool would look like a fault of its own, and it would fail
+            # for good.
+            await end_tasks(renewing, *self._begun, *self._finishing)
             self._engine.close()
             self._encode_pool.shutdown(wait=False, cancel_futures=True)
-            await asyncio.gather(*left, return_exceptions=True)
 
     def _begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Start what must not outlive `run`."""

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from service.brokers.base import Broker
 from service.errors import QueueUnavailable
 from service.routes.context import sweep
+from service.tasks import end_tasks
 from service.telemetry import Telemetry, log_event
 
 EXIT_FAILED = 1
@@ -62,9 +63,7 @@ async def background(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
 
 Note = Callable[[QueueUnavailable | None], None]

@@ -43,6 +43,7 @@ from service.routes.access import principal_of, put_within_limits
 from service.routes.context import AppContext
 from service.routes.drawing import admission, wait_for
 from service.schemas import MAX_SEED
+from service.tasks import end_tasks
 from service.telemetry import log_event
 
 # The broker's hint is the time until its queue is empty, but one place is enough for one picture.
@@ -145,9 +146,7 @@ class _Connection:
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
         end = ended.pop().result()
         if end in CLOSE_CODES:
             await self._websocket.close(CLOSE_CODES[end], end)

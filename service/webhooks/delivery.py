@@ -22,6 +22,7 @@ import orjson
 
 from service.errors import InvalidRequest, StartError, WebhookBlocked, WebhookUnreachable
 from service.settings import ENV_PREFIX, Settings
+from service.tasks import end_tasks
 from service.telemetry import Telemetry, log_event
 from service.webhooks.allowed import parse_allowed
 from service.webhooks.caller import Answer, Caller
@@ -162,9 +163,7 @@ class Webhooks:
         if self._open:
             await asyncio.wait(self._open, timeout=timeout_s)
         self._cut = frozenset(self._open)
-        for task in self._cut:
-            task.cancel()
-        await asyncio.gather(*self._cut, return_exceptions=True)
+        await end_tasks(*self._cut)
 
     async def _try_until_end(self, letter: _Letter) -> DeliveryOutcome:
         num_tries = 0
