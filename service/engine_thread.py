@@ -134,14 +134,17 @@ class EngineThread:
         deliveries: Sequence[Delivery],
         key: BatchKey,
         fail: Callable[[Delivery], Awaitable[None]],
+        at_once: Callable[[Drawn], None] = lambda drawn: None,
     ) -> list[Drawn]:
         """Run jobs of one key; on an error, each half by itself.
 
         `fail` is called for each job that fails alone; what is returned holds all others.
+        `at_once` is called with each run's pictures in the engine's thread, before anybody else
+        can know of them; the engine waits for it.
         """
         loop = asyncio.get_running_loop()
         try:
-            drawn = await loop.run_in_executor(self._pool, self._run, deliveries, key)
+            drawn = await loop.run_in_executor(self._pool, self._run, deliveries, key, at_once)
         except Exception as error:
             if len(deliveries) == 1:
                 _log_fault(deliveries[0], error)
@@ -155,8 +158,8 @@ class EngineThread:
             return [drawn]
         self._telemetry.batch_retry.inc()
         middle = len(deliveries) // 2
-        first = await self.draw(deliveries[:middle], key, fail)
-        return first + await self.draw(deliveries[middle:], key, fail)
+        first = await self.draw(deliveries[:middle], key, fail, at_once)
+        return first + await self.draw(deliveries[middle:], key, fail, at_once)
 
     def close(self) -> None:
         """Begin no further run; one that has begun is not waited for."""
@@ -164,7 +167,9 @@ class EngineThread:
 
     # In the engine's thread.
 
-    def _run(self, deliveries: Sequence[Delivery], key: BatchKey) -> Drawn:
+    def _run(
+        self, deliveries: Sequence[Delivery], key: BatchKey, at_once: Callable[[Drawn], None]
+    ) -> Drawn:
         jobs = [delivery.job for delivery in deliveries]
         dispatched_s = self._now_s()
         started_s = self._busy_since_s = time.monotonic()
@@ -184,7 +189,9 @@ class EngineThread:
             self._busy_since_s = None
             run_s = time.monotonic() - started_s
             self._telemetry.engine_busy.inc(run_s)
-        return Drawn(deliveries, key, images_BHWC, dispatched_s, run_s * 1000, generated.stage_ms)
+        drawn = Drawn(deliveries, key, images_BHWC, dispatched_s, run_s * 1000, generated.stage_ms)
+        at_once(drawn)
+        return drawn
 
     def _load_and_warm(self, name: str) -> ImagePipeline:
         pipeline = self._loaders[name]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,9 +79,9 @@ class _Worker(Worker):
 
 
 async def _working(
-    queue: MemoryBroker, pipeline: ScriptedPipeline
+    queue: MemoryBroker, pipeline: ScriptedPipeline, *, max_batch_size: int = 1
 ) -> tuple[_Worker, asyncio.Task[None]]:
-    options = WorkerOptions(max_batch_size=1, num_encode_threads=1)
+    options = WorkerOptions(max_batch_size=max_batch_size, num_encode_threads=1)
     worker = _Worker(queue, {"tiny": lambda: pipeline}, Telemetry(), options)
     await worker.start()
     return worker, asyncio.create_task(worker.run())
@@ -111,6 +112,34 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(EngineThread, "draw", draw_noted)
     return events
+
+
+@pytest.mark.parametrize("num_jobs", [1, 2])
+async def test_only_a_lone_picture_goes_to_its_encoder_past_the_event_loop(
+    num_jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun = threading.Event()
+
+    def encode(*_: object) -> bytes:
+        has_begun.set()
+        return b"a file"
+
+    monkeypatch.setattr("service.worker.encode_image", encode)
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    _, working = await _working(queue, pipeline, max_batch_size=2)
+    pipeline.gate.clear()
+    futures = await queue.put([make_job(prompt="one of them") for _ in range(num_jobs)])
+    assert await asyncio.to_thread(pipeline.entered.wait, 20)
+    pipeline.gate.set()
+    # Nothing else runs in the event loop's thread meanwhile.
+    assert has_begun.wait(20 if num_jobs == 1 else 0.3) == (num_jobs == 1)
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*futures)
+        await queue.close()
+        await working
+    assert [one.image_bytes for one in outcomes if isinstance(one, JobDone)] == (
+        num_jobs * [b"a file"]
+    )
 
 
 async def test_the_engine_has_its_next_work_before_the_last_pictures_are_looked_at(
