@@ -233,7 +233,8 @@ class Worker:
         self, delivery: Delivery, pixels_HWC: NDArray[np.uint8], drawn: Drawn
     ) -> None:
         job = delivery.job
-        started_s, file = self._files.pop(job.id, None) or self._begin_file(job, pixels_HWC)
+        begun = self._files.pop(job.id, None)
+        started_s, file = begun if begun is not None else self._begin_file(job, pixels_HWC)
         try:
             image_bytes = await asyncio.wrap_future(file)
         except Exception as error:
