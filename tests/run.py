@@ -15,15 +15,23 @@ from pathlib import Path
 
 SIDE_BY_SIDE = ("tests/unit", "tests/integration")
 ALONE = ("tests/operations", "tests/faults", "tests/e2e", "tests/gpu")
-_NONE_CHOSEN = 5  # pytest's exit code where words such as -k leave no test of a part
+# pytest's exit codes: tests failed; words such as -k leave no test of a part.
+_FAILED, _NONE_CHOSEN = 1, 5
 
 
 def main(words: list[str]) -> int:
-    """Run both parts and return pytest's exit code, the first one that is not 0."""
+    """Run both parts and return pytest's exit code, the first one that is not 0.
+
+    What ends pytest itself, such as Ctrl-C or a word that it does not know, ends both.
+    """
     many = ["--numprocesses", "logical", "--dist", "loadfile"]
-    codes = [_run([*many, *SIDE_BY_SIDE, *words]), _run([*ALONE, *words])]
-    chosen = [code for code in codes if code != _NONE_CHOSEN]
-    return next((code for code in chosen if code), 0) if chosen else _NONE_CHOSEN
+    first = _run([*many, *SIDE_BY_SIDE, *words])
+    if first not in (0, _FAILED, _NONE_CHOSEN):
+        return first
+    second = _run([*ALONE, *words])
+    if _NONE_CHOSEN in (first, second):
+        return min(first, second)
+    return first or second
 
 
 def _run(words: list[str]) -> int:
@@ -37,4 +45,7 @@ def _run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # pytest, which got it too, has said all there is to say
+        sys.exit(130)
