@@ -14,8 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from distill.config import RunConfig, override
 from distill.preflight.fakes import without_weights
 from distill.preflight.parts import builder, words_of
-from distill.preflight.rehearsal import rehearse
+from distill.preflight.rehearsal import Rehearsed, rehearse
 from distill.presets import preset
 from engines.bench.machine import describe_machine
 from engines.bench.peaks import cuda_peaks
@@ -73,7 +72,7 @@ CASES = {
 
 def predicted(case: Case) -> dict[str, Any]:
     """What preflight counts for one iteration; runs on fake tensors."""
-    config = _alone(case.config)
+    config = case.config
     with TemporaryDirectory() as folder:
         build = builder(case.stage, config, words_of(config.data), Path(folder))
         footprint = rehearse(build, as_card=True, with_sheet=False)
@@ -88,7 +87,7 @@ def predicted(case: Case) -> dict[str, Any]:
 
 def measured(case: Case, device: str, seconds: float) -> dict[str, Any]:
     """Time and memory of real iterations on the card."""
-    config = _alone(case.config)
+    config = case.config
     with (
         TemporaryDirectory() as folder,
         without_weights(device),
@@ -98,19 +97,19 @@ def measured(case: Case, device: str, seconds: float) -> dict[str, Any]:
         trainer = builder(case.stage, config, words_of(config.data), Path(folder), device)()
     num_pictures = getattr(config, case.stage).optimizer.batch_size
     _reset_peak(device)
-    skipped = 0.0
-    spans_s: list[float] = []
-    first_s = _seconds(lambda: trainer.iterate(1.0), device)
+    first_s, _ = _timed(trainer, device)
     for _ in range(_NUM_WARM_UP - 1):
-        trainer.iterate(1.0)
+        _timed(trainer, device)
+    num_skipped = 0.0
+    spans_s: list[float] = []
     while len(spans_s) < _MIN_RUNS or sum(spans_s) < seconds:
-        metrics: dict[str, float] = {}
-        spans_s.append(_seconds(lambda: metrics.update(trainer.iterate(1.0)), device))  # noqa: B023
-        skipped += metrics.get("skipped", 0.0)
+        span_s, skipped = _timed(trainer, device)
+        spans_s.append(span_s)
+        num_skipped += skipped
     middle_s = median(spans_s)
     return {
         "num_runs": len(spans_s),
-        "num_skipped": skipped,
+        "num_skipped": num_skipped,
         "first_s": round(first_s, 4),
         "median_s": round(middle_s, 5),
         "worst_s": round(max(spans_s), 5),
@@ -120,17 +119,13 @@ def measured(case: Case, device: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _alone(config: RunConfig) -> RunConfig:
-    """The run without what only several processes or a real folder have."""
-    return replace(config, data=replace(config.data, heldout_path=None))
-
-
-def _seconds(run: Callable[[], object], device: str) -> float:
+def _timed(trainer: Rehearsed, device: str) -> tuple[float, float]:
+    """Seconds of one iteration, and how many updates it left out."""
     start_s = time.perf_counter()
-    run()
+    metrics = trainer.iterate(1.0)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start_s
+    return time.perf_counter() - start_s, metrics.get("skipped", 0.0)
 
 
 def _reset_peak(device: str) -> None:

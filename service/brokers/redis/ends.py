@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 from service.brokers import keys
 from service.brokers.pace import Pace
-from service.brokers.redis.connection import BLOCK_MS, RedisConnection
+from service.brokers.redis.connection import RedisConnection
 from service.brokers.redis.records import Named, delete_records, read_records
 from service.brokers.redis.waiting import Waited, Waiters
 from service.errors import QueueUnavailable
 from service.jobs import FailureReason, Job, JobDone, JobFailed, JobOutcome
+from service.tasks import end_tasks
 from service.telemetry import log_event
 
 # A reply takes milliseconds: who has waited longer is worth a look at the truth.
@@ -38,7 +39,6 @@ class Ends:
         self._waiters = Waiters()
         self._forgettable: list[Named] = []
         self._reader: asyncio.Task[None] | None = None
-        self._is_stopped = False
 
     def stream(self, model: str) -> str:
         """Where this process is told of a model's jobs."""
@@ -50,11 +50,8 @@ class Ends:
 
     async def stop(self) -> None:
         """End the reader."""
-        self._is_stopped = True
         if self._reader is not None:
-            # Inside the client a cancellation may get lost; the flag ends the reader then.
-            self._reader.cancel()
-            await asyncio.wait([self._reader], timeout=2 * BLOCK_MS / 1000)
+            await end_tasks(self._reader)
 
     def expect(self, jobs: Sequence[Job]) -> list[asyncio.Future[JobOutcome]]:
         """Futures from before the jobs are queued: a reply may overtake the answer to `put`."""
@@ -104,7 +101,7 @@ class Ends:
     async def _read(self) -> None:
         """For ever; what is missed while the server is away, the sweep finds."""
         positions = {self.stream(model): "0" for model in self._models}
-        while not self._is_stopped:
+        while True:
             try:
                 for stream, entries in (await self._connection.read(positions)).items():
                     positions[stream] = entries[-1][0]
