@@ -51,7 +51,7 @@ class ImagePipeline(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """What one call of the engine brought, on its way to files and to those who wait.
 
@@ -72,6 +72,21 @@ class Drawn:
     def batch_size(self) -> int:
         """Pictures that were drawn together."""
         return len(self.deliveries)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Jobs of one key on their way through the engine.
+
+    Attributes:
+        at_once: called with the pictures in the engine's thread, before anybody else can know of
+            them; the engine waits for it.
+    """
+
+    deliveries: Sequence[Delivery]
+    key: BatchKey
+    at_once: Callable[[Drawn], None]
+    result: asyncio.Future[Drawn]
 
 
 class EngineThread:
@@ -129,22 +144,24 @@ class EngineThread:
         self._pipelines[model] = new
         self._run_times = {k: times for k, times in self._run_times.items() if k.model != model}
 
-    async def draw(
-        self,
-        deliveries: Sequence[Delivery],
-        key: BatchKey,
-        fail: Callable[[Delivery], Awaitable[None]],
-        at_once: Callable[[Drawn], None] = lambda drawn: None,
+    def begin(
+        self, deliveries: Sequence[Delivery], key: BatchKey, at_once: Callable[[Drawn], None]
+    ) -> Run:
+        """Hand jobs to the engine; `outcome` waits for what comes of it."""
+        loop = asyncio.get_running_loop()
+        result = loop.run_in_executor(self._pool, self._draw, deliveries, key, at_once)
+        return Run(deliveries, key, at_once, result)
+
+    async def outcome(
+        self, run: Run, fail: Callable[[Delivery], Awaitable[None]]
     ) -> list[Drawn]:
-        """Run jobs of one key; on an error, each half by itself.
+        """The pictures of a run; after an error, those of each half by itself.
 
         `fail` is called for each job that fails alone; what is returned holds all others.
-        `at_once` is called with each run's pictures in the engine's thread, before anybody else
-        can know of them; the engine waits for it.
         """
-        loop = asyncio.get_running_loop()
+        deliveries = run.deliveries
         try:
-            drawn = await loop.run_in_executor(self._pool, self._run, deliveries, key, at_once)
+            drawn = await run.result
         except Exception as error:
             if len(deliveries) == 1:
                 _log_fault(deliveries[0], error)
@@ -154,12 +171,13 @@ class EngineThread:
                 "batch_split", level=logging.WARNING, num_jobs=len(deliveries), error=type(error)
             )
         else:
-            self.times_of(key).note(drawn.batch_size, drawn.run_ms / 1000)
+            self.times_of(run.key).note(drawn.batch_size, drawn.run_ms / 1000)
             return [drawn]
         self._telemetry.batch_retry.inc()
         middle = len(deliveries) // 2
-        first = await self.draw(deliveries[:middle], key, fail, at_once)
-        return first + await self.draw(deliveries[middle:], key, fail, at_once)
+        first = await self.outcome(self.begin(deliveries[:middle], run.key, run.at_once), fail)
+        second = self.begin(deliveries[middle:], run.key, run.at_once)
+        return first + await self.outcome(second, fail)
 
     def close(self) -> None:
         """Begin no further run; one that has begun is not waited for."""
@@ -167,7 +185,7 @@ class EngineThread:
 
     # In the engine's thread.
 
-    def _run(
+    def _draw(
         self, deliveries: Sequence[Delivery], key: BatchKey, at_once: Callable[[Drawn], None]
     ) -> Drawn:
         jobs = [delivery.job for delivery in deliveries]

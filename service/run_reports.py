@@ -35,8 +35,11 @@ class RunReports:
 
     def taken(self, taken: Taken) -> None:
         """What came out of the queue and is not to be drawn."""
-        self._telemetry.failed.labels(FailureReason.EXPIRED).inc(taken.num_expired)
-        self._telemetry.cancelled.labels("taken").inc(taken.num_cancelled)
+        # Nearly always nothing, and the engine waits meanwhile.
+        if taken.num_expired:
+            self._telemetry.failed.labels(FailureReason.EXPIRED).inc(taken.num_expired)
+        if taken.num_cancelled:
+            self._telemetry.cancelled.labels("taken").inc(taken.num_cancelled)
 
     def closed(self, reason: CloseReason) -> None:
         """A batch, or a part of one, takes no more jobs."""

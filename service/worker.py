@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from service.batching import Batch, Delivery, parts_in_time
 from service.brokers.base import Broker, Want
-from service.engine_thread import Drawn, EngineThread, ImagePipeline
+from service.engine_thread import Drawn, EngineThread, ImagePipeline, Run
 from service.errors import QueueUnavailable
 from service.images import encode_image
 from service.jobs import FailureReason, Job, JobDone, JobFailed, JobOutcome
@@ -35,6 +35,14 @@ _AWAY_S = 0.5
 _NUM_TURNS_TO_ANSWER = 3
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """A file to come, and when it was begun."""
+
+    started_s: float
+    file: Future[bytes]
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Worker:
         # Takings and batches whose results `run` has not looked at yet.
         self._begun: set[asyncio.Task[Any]] = set()
         self._finishing: set[asyncio.Task[None]] = set()
-        # Begun in the engine's thread: by job, when, and the file to come.
-        self._files: dict[str, tuple[float, Future[bytes]]] = {}
+        # Pictures that were drawn alone, until they are handed out.
+        self._lone: dict[Drawn, _Encoding] = {}
         # When the engine will be free, as far as its earlier runs tell.
         self._free_s = 0.0
 
@@ -99,6 +107,8 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until the broker has nothing more, then let the last pictures out."""
+        loop = asyncio.get_running_loop()
+        self._in_loop = loop.call_soon_threadsafe
         renewing = asyncio.create_task(self._renew_leases())
         try:
             current = await self._begin_next(wait=True)
@@ -124,6 +134,7 @@ class Worker:
             # Of the others there is nothing, unless this was stopped in the midst. Before the pools
             # close: to a job, a closed pool would look like a fault of its own, and it would fail
             # for good.
+            self._lone.clear()
             await end_tasks(renewing, *self._begun, *self._finishing)
             self._engine.close()
             self._encode_pool.shutdown(wait=False, cancel_futures=True)
@@ -162,86 +173,101 @@ class Worker:
             self._reports.taken(taken)
             if taken.batch is not None:
                 self._held |= {d.job.id: d for d in taken.batch.deliveries}
-                return self._begin(self._draw(taken.batch))
+                return self._begin(self._draw(*self._begin_part(taken.batch)))
             if not wait:
                 return None
 
-    async def _draw(self, batch: Batch) -> list[Drawn]:
-        """Run a batch, in parts where its most urgent job would otherwise come too late.
+    def _begin_part(self, batch: Batch) -> tuple[Run | None, Batch | None]:
+        """Hand a batch to the engine, or a part where its most urgent job would come too late.
+
+        At once, without a turn of the event loop: the engine waits. Returns nothing to wait for
+        where nobody wants the pictures any more, and what is to be drawn after them.
+        """
+        start_s = max(self._broker.now_s(), self._free_s)
+        part, rest = parts_in_time(batch, start_s, self._engine.times_of)
+        times = self._engine.times_of(part.key)
+        self._free_s = start_s + times.expected_s(len(part.deliveries))
+        self._reports.closed(part.close_reason)
+        wanted = [d for d in part.deliveries if d.job.id not in self._unwanted]
+        for delivery in part.deliveries:
+            if delivery not in wanted:
+                self._let_go(delivery)
+        run = self._engine.begin(wanted, part.key, self._begin_lone_file) if wanted else None
+        return run, rest
+
+    async def _draw(self, run: Run | None, rest: Batch | None) -> list[Drawn]:
+        """The pictures of a run and of all that is to follow it.
 
         What is returned is still to be handed out.
         """
-        rest: Batch | None = batch
-        drawn: list[Drawn] = []
+        drawn = await self._outcome(run)
         while rest is not None:
-            if rest is not batch:
-                self._hand_out(drawn)
-                # The part before it took its time.
-                self._unwanted |= await self._renew(rest.deliveries)
-            start_s = max(self._broker.now_s(), self._free_s)
-            part, rest = parts_in_time(rest, start_s, self._engine.times_of)
-            times = self._engine.times_of(part.key)
-            self._free_s = start_s + times.expected_s(len(part.deliveries))
-            self._reports.closed(part.close_reason)
-            wanted = [d for d in part.deliveries if d.job.id not in self._unwanted]
-            for delivery in part.deliveries:
-                if delivery not in wanted:
-                    self._let_go(delivery)
-            fail = partial(self._fail, reason=FailureReason.ENGINE)
-            if wanted:
-                drawn = await self._engine.draw(wanted, part.key, fail, self._begin_lone_file)
-            else:
-                drawn = []
+            self._hand_out(drawn)
+            # The part before it took its time.
+            self._unwanted |= await self._renew(rest.deliveries)
+            run, rest = self._begin_part(rest)
+            drawn = await self._outcome(run)
         return drawn
+
+    async def _outcome(self, run: Run | None) -> list[Drawn]:
+        if run is None:
+            return []
+        return await self._engine.outcome(run, partial(self._fail, reason=FailureReason.ENGINE))
 
     def _begin_lone_file(self, drawn: Drawn) -> None:
         """In the engine's thread: a picture drawn alone goes to its encoder past the event loop.
 
-        A tenth of what a lone request takes here is spent on the way there. Of several pictures the
-        engine's next batch comes first: their encoders would take the cores from it.
+        Nor does its file wait for the loop to come to it. A sixth of what a lone request takes here
+        would be spent on these ways. Of several pictures the engine's next batch comes first: their
+        encoders would take the cores from it.
         """
         if drawn.batch_size == 1:
-            job = drawn.deliveries[0].job
-            self._files[job.id] = self._begin_file(job, drawn.images_BHWC[0])
+            encoding = self._encode(drawn.deliveries[0].job, drawn.images_BHWC[0])
+            self._lone[drawn] = encoding
+            encoding.file.add_done_callback(lambda _: self._in_loop(self._hand_out, [drawn]))
 
-    def _begin_file(self, job: Job, pixels_HWC: NDArray[np.uint8]) -> tuple[float, Future[bytes]]:
+    def _encode(self, job: Job, pixels_HWC: NDArray[np.uint8]) -> _Encoding:
         started_s = time.perf_counter()
         file = self._encode_pool.submit(encode_image, pixels_HWC, job.format, job.quality)
-        return started_s, file
+        return _Encoding(started_s, file)
 
     def _hand_out(self, drawn: Sequence[Drawn]) -> None:
-        """Begin to encode pictures and to answer for them, then tell of the run."""
+        """Begin to encode pictures and to answer for them, then tell of the run.
+
+        A lone one is handed out when its file is there or when the loop comes to it, whichever is
+        first.
+        """
         for one in drawn:
-            task = asyncio.create_task(self._finish(one))
+            encoding = self._lone.pop(one, None)
+            if encoding is None and one.batch_size == 1:
+                continue
+            task = asyncio.create_task(self._finish(one, encoding))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def _finish(self, drawn: Drawn) -> None:
+    async def _finish(self, drawn: Drawn, begun: _Encoding | None) -> None:
         """Encode pictures and answer for them, then tell of the run."""
-        pictures = zip(drawn.deliveries, drawn.images_BHWC, strict=True)
-        answers = [self._encode_and_reply(*one, drawn) for one in pictures]
-        if len(answers) == 1:  # which needs no task of its own
-            await answers[0]
+        if begun is not None:  # which needs no task of its own
+            await self._reply_with(drawn.deliveries[0], begun, drawn)
         else:
-            await asyncio.gather(*answers)
+            pictures = zip(drawn.deliveries, drawn.images_BHWC, strict=True)
+            encodings = [(one, self._encode(one.job, pixels)) for one, pixels in pictures]
+            await asyncio.gather(*(self._reply_with(*one, drawn) for one in encodings))
         # Log and metrics take a tenth of what a lone request does, and nobody waits for them.
         for _ in range(_NUM_TURNS_TO_ANSWER):
             await asyncio.sleep(0)
         self._reports.drawn(drawn)
 
-    async def _encode_and_reply(
-        self, delivery: Delivery, pixels_HWC: NDArray[np.uint8], drawn: Drawn
-    ) -> None:
-        job = delivery.job
-        begun = self._files.pop(job.id, None)
-        started_s, file = begun if begun is not None else self._begin_file(job, pixels_HWC)
+    async def _reply_with(self, delivery: Delivery, encoding: _Encoding, drawn: Drawn) -> None:
+        job, file = delivery.job, encoding.file
         try:
-            image_bytes = await asyncio.wrap_future(file)
+            # To wait for what is there already takes two turns of the event loop.
+            image_bytes = file.result() if file.done() else await asyncio.wrap_future(file)
         except Exception as error:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)
             await self._fail(delivery, FailureReason.ENCODER)
             return
-        encode_s = time.perf_counter() - started_s
+        encode_s = time.perf_counter() - encoding.started_s
         self._reports.encoded(job, encode_s)
         done = JobDone(
             job_id=job.id,
@@ -274,7 +300,6 @@ class Worker:
 
     def _let_go(self, delivery: Delivery) -> None:
         self._held.pop(delivery.job.id, None)
-        self._files.pop(delivery.job.id, None)
         self._unwanted.discard(delivery.job.id)
 
     async def _renew_leases(self) -> None:

@@ -14,7 +14,7 @@ from service_fixtures import ScriptedPipeline, make_job
 from engines.pipeline import Generated
 from service.brokers.base import Taken, Want
 from service.brokers.memory import MemoryBroker
-from service.engine_thread import Drawn, EngineThread
+from service.engine_thread import EngineThread, Run
 from service.jobs import JobDone, JobOutcome
 from service.telemetry import Telemetry
 from service.worker import Worker, WorkerOptions
@@ -88,12 +88,13 @@ async def _working(
 
 
 async def _put_while_drawing(
-    queue: MemoryBroker, pipeline: ScriptedPipeline, *prompts: str
+    queue: MemoryBroker, pipeline: ScriptedPipeline, *prompts: str, num_each: int = 1
 ) -> list[asyncio.Future[JobOutcome]]:
-    """The first prompt is in the engine when the others come."""
+    """The first prompt's jobs are in the engine when the others come."""
     pipeline.gate.clear()
-    first, *others = [make_job(prompt=prompt) for prompt in prompts]
-    futures = await queue.put([first])
+    jobs = [make_job(prompt=prompt) for prompt in prompts for _ in range(num_each)]
+    first, others = jobs[:num_each], jobs[num_each:]
+    futures = await queue.put(first)
     assert await asyncio.to_thread(pipeline.entered.wait, 20)
     if others:
         futures += await queue.put(others)
@@ -104,13 +105,13 @@ async def _put_while_drawing(
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was given to the engine, in order; a test adds to it."""
     events: list[str] = []
-    draw = EngineThread.draw
+    begin = EngineThread.begin
 
-    async def draw_noted(self: EngineThread, deliveries: Sequence[Any], *rest: Any) -> list[Drawn]:
+    def begin_noted(self: EngineThread, deliveries: Sequence[Any], *rest: Any) -> Run:
         events.append(f"engine: {deliveries[0].job.prompt}")
-        return await draw(self, deliveries, *rest)
+        return begin(self, deliveries, *rest)
 
-    monkeypatch.setattr(EngineThread, "draw", draw_noted)
+    monkeypatch.setattr(EngineThread, "begin", begin_noted)
     return events
 
 
@@ -147,8 +148,8 @@ async def test_the_engine_has_its_next_work_before_the_last_pictures_are_looked_
 ) -> None:
     queue = _Queue()
     pipeline = _WatchedPipeline(lambda prompt: events.append(f"looked at: {prompt}"))
-    _, working = await _working(queue, pipeline)
-    futures = await _put_while_drawing(queue, pipeline, "first", "second")
+    _, working = await _working(queue, pipeline, max_batch_size=2)
+    futures = await _put_while_drawing(queue, pipeline, "first", "second", num_each=2)
     pipeline.gate.set()
     async with asyncio.timeout(20):
         await asyncio.gather(*futures)
@@ -218,12 +219,12 @@ async def test_a_stop_as_pictures_are_handed_out_fails_none_of_their_jobs() -> N
     queue = _Queue()
     queue.may_answer.clear()
     pipeline = _WatchedPipeline(lambda prompt: working.cancel())
-    worker, working = await _working(queue, pipeline)
-    (first,) = await _put_while_drawing(queue, pipeline, "first")
+    worker, working = await _working(queue, pipeline, max_batch_size=2)
+    first, second = await _put_while_drawing(queue, pipeline, "first", num_each=2)
     pipeline.gate.set()
     await _stop(working)
     assert await _is_whole(queue, worker)
-    assert not first.done()
+    assert not first.done() and not second.done()
 
 
 async def test_a_queue_that_breaks_is_told_of_and_nothing_is_left_behind() -> None:
