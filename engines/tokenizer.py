@@ -56,7 +56,7 @@ class Tokenizer:
 
     def num_tokens(self, prompt: str) -> int:
         """Tokens that a prompt needs, begin and end included, before any cut."""
-        return len(self._raw.encode(prompt, add_special_tokens=False).ids) + 2
+        return len(self._raw.encode(prompt, add_special_tokens=False)) + 2
 
     def encode(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """Return input_ids_BL, int64; a prompt that is too long loses its last tokens."""

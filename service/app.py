@@ -125,6 +125,8 @@ def _plain_app(
         # A redirect to the path without its slash would lead to whatever host the client named.
         redirect_slashes=False,
         lifespan=lifespan,
+        # Traces and metrics are this service's own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.context = context
     app.add_exception_handler(ProblemError, _answer_problem)

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from service.jobs import BatchKey, Job, Priority
 
@@ -61,8 +62,7 @@ class Batch:
     close_reason: CloseReason
 
 
-@dataclass(frozen=True)
-class _Lane:
+class _Lane(NamedTuple):
     """One owner's jobs of one key and priority wait in one line."""
 
     owner: str
@@ -118,6 +118,8 @@ class WaitingJobs:
 
         With `is_whole_only` exactly `max_jobs`, or none.
         """
+        if len(self) == 1:  # nothing to choose from, and an engine waits
+            return self._only_job(models) if max_jobs == 1 or not is_whole_only else []
         lanes = [lane for lane in self._lanes if lane.key.model in models]
         if not lanes:
             return []
@@ -146,6 +148,14 @@ class WaitingJobs:
                 if lane in self._lanes:
                     line.append(lane)
         return jobs
+
+    def _only_job(self, models: Collection[str]) -> list[Job]:
+        (job_id,) = self._lane_of
+        if self._lane_of[job_id].key.model not in models:
+            return []
+        job = self.remove(job_id)
+        assert job is not None, "its lane holds it"
+        return [job]
 
     def _rank(self, lane: _Lane) -> float:
         head = next(iter(self._lanes[lane].values()))
@@ -209,6 +219,8 @@ def parts_in_time(
     batch: Batch, now_s: float, expected: Callable[[BatchKey], RunTimes]
 ) -> tuple[Batch, Batch | None]:
     """What of a batch runs now, and what right after it."""
+    if len(batch.deliveries) == 1:
+        return batch, None
     deliveries = sorted(batch.deliveries, key=lambda delivery: delivery.job.deadline_s)
     left_s = deliveries[0].job.deadline_s - now_s if deliveries else math.inf
     num = num_in_time(expected(batch.key), len(deliveries), left_s)

@@ -122,7 +122,10 @@ class EngineThread:
 
     def times_of(self, key: BatchKey) -> RunTimes:
         """What the runs of a key have taken so far."""
-        return self._run_times.setdefault(key, RunTimes())
+        times = self._run_times.get(key)
+        if times is None:
+            times = self._run_times[key] = RunTimes()
+        return times
 
     async def start(self) -> None:
         """Load the models and warm them up."""

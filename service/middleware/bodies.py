@@ -38,14 +38,9 @@ class BodyLimitMiddleware:
         is_upload = scope["path"] in _UPLOAD_PATHS
         settings = self._settings
         max_bytes = settings.max_upload_bytes if is_upload else settings.max_body_bytes
-        error = BodyTooLarge(
-            f"the body may hold at most {max_bytes} bytes",
-            field="body",
-            allowed={"max_bytes": max_bytes},
-        )
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > max_bytes:
-                await problem_response(error, scope)(scope, receive, send)
+                await problem_response(_too_large(max_bytes), scope)(scope, receive, send)
                 return
         num_bytes = 0
         is_whole = False
@@ -67,7 +62,7 @@ class BodyLimitMiddleware:
             num_bytes += num_new
             self._num_held_bytes += num_new
             if num_bytes > max_bytes:
-                raise error
+                raise _too_large(max_bytes)
             if num_new and self._num_held_bytes > settings.max_held_body_bytes:
                 raise QueueFull("too many bodies are arriving", retry_after_s=_HELD_RETRY_S)
             return message
@@ -76,3 +71,11 @@ class BodyLimitMiddleware:
             await self._app(scope, receive_within_limit, send)
         finally:
             self._num_held_bytes -= num_bytes
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body may hold at most {max_bytes} bytes",
+        field="body",
+        allowed={"max_bytes": max_bytes},
+    )

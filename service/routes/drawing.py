@@ -47,28 +47,35 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
     for future in futures:
         future.add_done_callback(note_first)
     departure = asyncio.create_task(_departure(receive))
-    either: set[asyncio.Future[Any]] = {everything, departure}
+    departure.add_done_callback(lambda _: everything.cancel())
     # Who joins a job that may take longer waits no longer than for one of its own.
     patience_s = min(jobs[0].deadline_s - context.broker.now_s(), context.settings.deadline_s)
+    is_over = False
     try:
-        await asyncio.wait(either, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        if not everything.done():
-            if departure.done():
-                raise ClientClosed("the client closed the request")
-            raise DeadlineExceeded("no picture before the deadline")
+        # Not `asyncio.wait` for whichever is first: its turn of the event loop more is one in
+        # which an answer lies there.
+        async with asyncio.timeout(patience_s):
+            await everything
+        is_over = True
         outcomes: list[JobDone] = []
         for outcome in (future.result() for future in futures):
             if isinstance(outcome, JobFailed):
                 raise failure(outcome.reason)
             outcomes.append(outcome)
         return outcomes
+    except TimeoutError:
+        raise DeadlineExceeded("no picture before the deadline") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() or not departure.done():
+            raise
+        raise ClientClosed("the client closed the request") from None
     finally:
         departure.cancel()
         # Also on the way out of a torn-down handler: what nobody waits for must not run.
-        if not everything.done() and not accepted.is_shared:
+        if not is_over and not accepted.is_shared:
             num_queued = await context.broker.cancel([job.id for job in jobs])
             context.telemetry.cancelled.labels("queued").inc(num_queued)
-            everything.cancel()
         context.turns.note_room(len(jobs))
 
 
