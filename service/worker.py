@@ -1,8 +1,7 @@
 """The one loop beside the engine: take, generate, encode, reply.
 
-Owns the order of those, the encoders' threads, the leases on what is being drawn and the replies.
-The engine's thread and what is told of its runs are modules of their own; brokers and HTTP live
-elsewhere.
+Owns the order of those, the leases on what is being drawn and the replies. The engine's thread, the
+encoders and what is told of a run are modules of their own; brokers and HTTP live elsewhere.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.batching import Batch, Delivery, parts_in_time
 from service.brokers.base import Broker, Want
+from service.encoders import Encoders, Encoding
 from service.engine_thread import Drawn, EngineThread, ImagePipeline, Run
 from service.errors import QueueUnavailable
-from service.images import encode_image
-from service.jobs import FailureReason, Job, JobDone, JobFailed, JobOutcome
+from service.jobs import FailureReason, JobDone, JobFailed, JobOutcome
 from service.run_reports import RunReports
 from service.tasks import end_tasks
 from service.telemetry import Telemetry, log_event
@@ -35,14 +30,6 @@ _AWAY_S = 0.5
 _NUM_TURNS_TO_ANSWER = 3
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """A file to come, and when it was begun."""
-
-    started_s: float
-    file: Future[bytes]
 
 
 @dataclass(frozen=True)
@@ -75,16 +62,15 @@ class Worker:
         self._options = options
         self._reports = RunReports(telemetry)
         self._engine = EngineThread(loaders, options.max_batch_size, telemetry, broker.now_s)
-        self._encode_pool = ThreadPoolExecutor(
-            options.num_encode_threads, thread_name_prefix="encode"
-        )
+        self._encoders = Encoders(options.num_encode_threads)
         self._held: dict[str, Delivery] = {}
         self._unwanted: set[str] = set()
         # Takings and batches whose results `run` has not looked at yet.
         self._begun: set[asyncio.Task[Any]] = set()
         self._finishing: set[asyncio.Task[None]] = set()
         # Pictures that were drawn alone, until they are handed out.
-        self._lone: dict[Drawn, _Encoding] = {}
+        self._lone: dict[Drawn, Encoding] = {}
+        self._is_ending = False
         # When the engine will be free, as far as its earlier runs tell.
         self._free_s = 0.0
 
@@ -134,10 +120,10 @@ class Worker:
             # Of the others there is nothing, unless this was stopped in the midst. Before the pools
             # close: to a job, a closed pool would look like a fault of its own, and it would fail
             # for good.
-            self._lone.clear()
+            self._is_ending = True
             await end_tasks(renewing, *self._begun, *self._finishing)
             self._engine.close()
-            self._encode_pool.shutdown(wait=False, cancel_futures=True)
+            self._encoders.close()
 
     def _begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Start what must not outlive `run`."""
@@ -222,14 +208,9 @@ class Worker:
         encoders would take the cores from it.
         """
         if drawn.batch_size == 1:
-            encoding = self._encode(drawn.deliveries[0].job, drawn.images_BHWC[0])
+            encoding = self._encoders.begin(drawn.deliveries[0].job, drawn.images_BHWC[0])
             self._lone[drawn] = encoding
             encoding.file.add_done_callback(lambda _: self._in_loop(self._hand_out, [drawn]))
-
-    def _encode(self, job: Job, pixels_HWC: NDArray[np.uint8]) -> _Encoding:
-        started_s = time.perf_counter()
-        file = self._encode_pool.submit(encode_image, pixels_HWC, job.format, job.quality)
-        return _Encoding(started_s, file)
 
     def _hand_out(self, drawn: Sequence[Drawn]) -> None:
         """Begin to encode pictures and to answer for them, then tell of the run.
@@ -239,30 +220,29 @@ class Worker:
         """
         for one in drawn:
             encoding = self._lone.pop(one, None)
-            if encoding is None and one.batch_size == 1:
+            if self._is_ending or (encoding is None and one.batch_size == 1):
                 continue
             task = asyncio.create_task(self._finish(one, encoding))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def _finish(self, drawn: Drawn, begun: _Encoding | None) -> None:
+    async def _finish(self, drawn: Drawn, begun: Encoding | None) -> None:
         """Encode pictures and answer for them, then tell of the run."""
         if begun is not None:  # which needs no task of its own
             await self._reply_with(drawn.deliveries[0], begun, drawn)
         else:
             pictures = zip(drawn.deliveries, drawn.images_BHWC, strict=True)
-            encodings = [(one, self._encode(one.job, pixels)) for one, pixels in pictures]
+            encodings = [(one, self._encoders.begin(one.job, pixels)) for one, pixels in pictures]
             await asyncio.gather(*(self._reply_with(*one, drawn) for one in encodings))
         # Log and metrics take a tenth of what a lone request does, and nobody waits for them.
         for _ in range(_NUM_TURNS_TO_ANSWER):
             await asyncio.sleep(0)
         self._reports.drawn(drawn)
 
-    async def _reply_with(self, delivery: Delivery, encoding: _Encoding, drawn: Drawn) -> None:
-        job, file = delivery.job, encoding.file
+    async def _reply_with(self, delivery: Delivery, encoding: Encoding, drawn: Drawn) -> None:
+        job = delivery.job
         try:
-            # To wait for what is there already takes two turns of the event loop.
-            image_bytes = file.result() if file.done() else await asyncio.wrap_future(file)
+            image_bytes = await encoding.content()
         except Exception as error:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)
             await self._fail(delivery, FailureReason.ENCODER)

@@ -66,8 +66,7 @@ async def wait_for(receive: Receive, accepted: Accepted, context: AppContext) ->
     except TimeoutError:
         raise DeadlineExceeded("no picture before the deadline") from None
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling() or not departure.done():
+        if not departure.done():
             raise
         raise ClientClosed("the client closed the request") from None
     finally:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         stack.enter_context(patch("service.processes.serve.loaders", loaders))
         if PREPARED in arguments:
             picture = encode_jpeg(texture_HWC(0))
-            stack.enter_context(patch("service.worker.encode_image", lambda *_: picture))
+            stack.enter_context(patch("service.encoders.encode_image", lambda *_: picture))
         return command.main([part for part in arguments if part != PREPARED])
 
 

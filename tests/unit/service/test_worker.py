@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from service_fixtures import KEY, SIZE_PX, FakeClock, ScriptedPipeline, make_job
 
-from service import worker as worker_module
+from service import encoders
 from service.brokers.memory import MemoryBroker
 from service.jobs import FailureReason, Job, JobDone, JobFailed, JobOutcome
 from service.telemetry import Telemetry
@@ -131,7 +131,7 @@ async def test_a_picture_that_cannot_be_encoded_fails_alone(
             raise OSError("encoder")
         return b"picture"
 
-    monkeypatch.setattr(worker_module, "encode_image", fail_on_webp)
+    monkeypatch.setattr(encoders, "encode_image", fail_on_webp)
     bad, good = make_job(format="webp"), make_job()
     async with running(ScriptedPipeline()) as bench:
         outcomes = await bench.draw([bad, good])

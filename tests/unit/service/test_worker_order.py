@@ -14,8 +14,9 @@ from service_fixtures import ScriptedPipeline, make_job
 from engines.pipeline import Generated
 from service.brokers.base import Taken, Want
 from service.brokers.memory import MemoryBroker
-from service.engine_thread import EngineThread, Run
+from service.engine_thread import Drawn, EngineThread, Run
 from service.jobs import JobDone, JobOutcome
+from service.tasks import end_tasks
 from service.telemetry import Telemetry
 from service.worker import Worker, WorkerOptions
 
@@ -125,7 +126,7 @@ async def test_only_a_lone_picture_goes_to_its_encoder_past_the_event_loop(
         has_begun.set()
         return b"a file"
 
-    monkeypatch.setattr("service.worker.encode_image", encode)
+    monkeypatch.setattr("service.encoders.encode_image", encode)
     queue, pipeline = _Queue(), ScriptedPipeline()
     _, working = await _working(queue, pipeline, max_batch_size=2)
     pipeline.gate.clear()
@@ -141,6 +142,30 @@ async def test_only_a_lone_picture_goes_to_its_encoder_past_the_event_loop(
     assert [one.image_bytes for one in outcomes if isinstance(one, JobDone)] == (
         num_jobs * [b"a file"]
     )
+
+
+async def test_a_lone_file_that_is_there_does_not_wait_for_the_loop_to_come_to_its_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = EngineThread.outcome
+    may_end = asyncio.Event()
+
+    async def outcome_later(self: EngineThread, *rest: Any) -> list[Drawn]:
+        await may_end.wait()
+        return await outcome(self, *rest)
+
+    monkeypatch.setattr(EngineThread, "outcome", outcome_later)
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    _, working = await _working(queue, pipeline)
+    (only,) = await queue.put([make_job()])
+    async with asyncio.timeout(20):
+        assert isinstance(await only, JobDone)
+        may_end.set()
+        # Nor is it handed out again.
+        (after,) = await queue.put([make_job()])
+        assert isinstance(await after, JobDone)
+        await queue.close()
+        await working
 
 
 async def test_the_engine_has_its_next_work_before_the_last_pictures_are_looked_at(
@@ -182,37 +207,40 @@ async def _stop(working: asyncio.Task[None]) -> None:
     assert working.cancelled()
 
 
-async def _is_whole(queue: MemoryBroker, worker: _Worker) -> bool:
-    """Whether nothing was left behind, and the job in hand can be drawn by another."""
+async def _is_whole(
+    queue: MemoryBroker, worker: _Worker, *futures: asyncio.Future[JobOutcome]
+) -> bool:
+    """Whether nothing was left behind, and each job has its picture or can be drawn by another."""
     await worker.hand_back()
-    taken = await MemoryBroker.take(queue, Want(("tiny",), 1), wait=False)
-    return worker.left == frozenset() and taken is not None and taken.batch is not None
+    taken = await MemoryBroker.take(queue, Want(("tiny",), 8), wait=False)
+    num_left = 0 if taken is None or taken.batch is None else len(taken.batch.deliveries)
+    ends = [future.result() for future in futures if future.done()]
+    has_failed = not all(isinstance(end, JobDone) for end in ends)
+    return worker.left == frozenset() and not has_failed and len(ends) + num_left == len(futures)
 
 
 async def test_a_stop_leaves_no_question_to_a_slow_queue_behind() -> None:
     queue, pipeline = _Queue(), ScriptedPipeline()
     queue.may_answer.clear()
     worker, working = await _working(queue, pipeline)
-    _, second = await _put_while_drawing(queue, pipeline, "first", "second")
+    futures = await _put_while_drawing(queue, pipeline, "first", "second")
     pipeline.gate.set()
     await asyncio.wait_for(queue.is_asked.wait(), 20)
     working.cancel()
     await _stop(working)
     queue.may_answer.set()
-    assert await _is_whole(queue, worker)
-    assert not second.done()
+    assert await _is_whole(queue, worker, *futures)
+    assert not futures[1].done()
 
 
 async def test_a_stop_as_a_batch_arrives_fails_none_of_its_jobs() -> None:
     queue, pipeline = _Queue(), ScriptedPipeline()
-    worker, working = await _working(queue, pipeline)
+    worker, working = await _working(queue, pipeline, max_batch_size=2)
     queue.on_asked = working.cancel
-    first, second = await _put_while_drawing(queue, pipeline, "first", "second")
+    futures = await _put_while_drawing(queue, pipeline, "first", "second", num_each=2)
     pipeline.gate.set()
     await _stop(working)
-    assert await _is_whole(queue, worker)
-    assert pipeline.runs == [["first"]]
-    assert not first.done() and not second.done()
+    assert await _is_whole(queue, worker, *futures)
 
 
 async def test_a_stop_as_pictures_are_handed_out_fails_none_of_their_jobs() -> None:
@@ -220,11 +248,37 @@ async def test_a_stop_as_pictures_are_handed_out_fails_none_of_their_jobs() -> N
     queue.may_answer.clear()
     pipeline = _WatchedPipeline(lambda prompt: working.cancel())
     worker, working = await _working(queue, pipeline, max_batch_size=2)
-    first, second = await _put_while_drawing(queue, pipeline, "first", num_each=2)
+    futures = await _put_while_drawing(queue, pipeline, "first", num_each=2)
     pipeline.gate.set()
     await _stop(working)
-    assert await _is_whole(queue, worker)
-    assert not first.done() and not second.done()
+    assert await _is_whole(queue, worker, *futures)
+
+
+async def test_a_stop_leaves_a_lone_picture_that_comes_too_late_to_its_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, pipeline = _Queue(), ScriptedPipeline()
+    worker, working = await _working(queue, pipeline)
+    has_file = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def encode(*_: object) -> bytes:
+        loop.call_soon_threadsafe(has_file.set)
+        return b"a file"
+
+    async def end_late(*tasks: asyncio.Task[Any]) -> None:
+        pipeline.gate.set()
+        await has_file.wait()
+        await asyncio.sleep(0.05)  # what the file would set off
+        await end_tasks(*tasks)
+
+    monkeypatch.setattr("service.encoders.encode_image", encode)
+    monkeypatch.setattr("service.worker.end_tasks", end_late)
+    (only,) = await _put_while_drawing(queue, pipeline, "only")
+    working.cancel()
+    await _stop(working)
+    assert await _is_whole(queue, worker, only)
+    assert not only.done()
 
 
 async def test_a_queue_that_breaks_is_told_of_and_nothing_is_left_behind() -> None:
@@ -235,8 +289,8 @@ async def test_a_queue_that_breaks_is_told_of_and_nothing_is_left_behind() -> No
 
     queue.on_asked = break_
     worker, working = await _working(queue, pipeline)
-    await _put_while_drawing(queue, pipeline, "first", "second")
+    futures = await _put_while_drawing(queue, pipeline, "first", "second")
     pipeline.gate.set()
     with pytest.raises(RuntimeError, match="the queue broke"):
         await asyncio.wait_for(working, 20)
-    assert await _is_whole(queue, worker)
+    assert await _is_whole(queue, worker, *futures)
