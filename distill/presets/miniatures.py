@@ -31,7 +31,7 @@ def _student(optimizer: OptimizerConfig, noise_timesteps: tuple[int, int]) -> St
     return StudentConfig(
         timestep_weights=(4.0, 1.0, 1.0, 1.0),
         distill_space="latent",
-        adversarial_share=2.0,
+        adversarial_share=0.5,
         ema_decay=0.99,
         discriminator=DiscriminatorConfig(
             features="teacher", image_model=None, noise_timesteps=noise_timesteps, lr=1e-3
