@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -208,7 +207,8 @@ class Worker:
         encoders would take the cores from it.
         """
         if drawn.batch_size == 1:
-            encoding = self._encoders.begin(drawn.deliveries[0].job, drawn.images_BHWC[0])
+            job, pixels_HWC = drawn.deliveries[0].job, drawn.images_BHWC[0]
+            encoding = self._encoders.begin(job, pixels_HWC, here_if_quick=True)
             self._lone[drawn] = encoding
             encoding.file.add_done_callback(lambda _: self._in_loop(self._hand_out, [drawn]))
 
@@ -247,7 +247,7 @@ class Worker:
             log_event("encode_failed", level=logging.ERROR, exc=error, job_id=job.id)
             await self._fail(delivery, FailureReason.ENCODER)
             return
-        encode_s = time.perf_counter() - encoding.started_s
+        encode_s = self._encoders.now_s() - encoding.started_s
         self._reports.encoded(job, encode_s)
         done = JobDone(
             job_id=job.id,
