@@ -8,7 +8,7 @@ from typing import Any
 from engines.bench.statistics import median
 from tests.bench.overhead.engine import PACES
 from tests.bench.overhead.rounds import NUM_AT_ONCE
-from tests.bench.overhead.verdicts import POISSON, SINGLE, Rounds
+from tests.bench.overhead.verdicts import APART, POISSON, SINGLE, Rounds
 
 # Of the last minute, before anything is started.
 QUIET_LOAD = 0.5
@@ -49,12 +49,13 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _servers(rounds: Rounds) -> Iterator[str]:
     shares = "".join(f"{f'share of {pace}':>24}" for pace in PACES)
-    yield f"{'':24}{'one client ms':>16}{shares}{'80% of 306/s, ms':>20}"
+    singles = f"{'one client ms':>16}{'cores apart ms':>16}"
+    yield f"{'':24}{singles}{shares}{'80% of 306/s, ms':>20}"
     intervals = f"{f'{NUM_AT_ONCE} at once, 95 %':>24}" * len(PACES)
-    yield f"{'':24}{'p50 / p99':>16}{intervals}{'p50 / p99':>20}{'lost':>6}"
+    yield f"{'':24}{'p50 / p99':>16}{'p50 / p99':>16}{intervals}{'p50 / p99':>20}{'lost':>6}"
     for server in sorted(rounds.kept[0]["servers"], key=lambda name: ("onestep" not in name, name)):
         row = f"{server:24}"
-        row += f"{_pair(rounds, server, SINGLE):>16}"
+        row += f"{_pair(rounds, server, SINGLE):>16}{_pair(rounds, server, APART):>16}"
         for pace in PACES:
             share = rounds.share(server, pace)
             row += f"{_with_interval(share.value, share.low, share.high):>24}"

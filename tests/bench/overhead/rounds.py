@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
 from engines.bench.machine import load_average
+from tests.bench.overhead.cores import apart
 from tests.bench.overhead.engine import (
     MAX_BATCH_SIZE,
     NO_OP,
@@ -66,15 +67,24 @@ QUICK = Effort(1, raw_s=0.5, single_s=0.6, closed_s=0.8, poisson_s=1.5, typing_s
 
 @dataclass(frozen=True)
 class Cell:
-    """One load at one pace of the engine; `share` is of the engine's own speed."""
+    """One load at one pace of the engine.
+
+    Attributes:
+        share: of the engine's own speed, for arrivals at random.
+        is_apart: whether client and server get cores of their own.
+    """
 
     name: str
     pace: str
     num_connections: int = 0
     share: float = 0.0
+    is_apart: bool = False
 
 
-_SINGLE = Cell("no-op, 1 client", "no-op", num_connections=1)
+_SINGLES = tuple(
+    Cell(name, "no-op", num_connections=1, is_apart=is_apart)
+    for name, is_apart in (("no-op, 1 client", False), ("no-op, 1 client, cores apart", True))
+)
 _CLOSED = tuple(
     Cell(f"{pace}, {NUM_AT_ONCE} clients", pace, num_connections=NUM_AT_ONCE) for pace in PACES
 )
@@ -83,10 +93,10 @@ _OVERLOAD = tuple(
     Cell(f"306/s, arrivals at {share:.0%}", OVERLOADED_PACE, share=share) for share in (0.9, 1.2)
 )
 CELLS: dict[Server, tuple[Cell, ...]] = {
-    ONESTEP: (_SINGLE, *_CLOSED, _POISSON, *_OVERLOAD),
-    ONESTEP_PREPARED: (_SINGLE, *_CLOSED, _POISSON),
-    FASTAPI: (_SINGLE, *_CLOSED, _POISSON),
-    **dict.fromkeys(LITSERVES, (_SINGLE, *_CLOSED, _POISSON)),
+    ONESTEP: (*_SINGLES, *_CLOSED, _POISSON, *_OVERLOAD),
+    ONESTEP_PREPARED: (*_SINGLES, *_CLOSED, _POISSON),
+    FASTAPI: (*_SINGLES, *_CLOSED, _POISSON),
+    **dict.fromkeys(LITSERVES, (*_SINGLES, *_CLOSED, _POISSON)),
 }
 
 
@@ -168,6 +178,11 @@ class Bench:
     def _measure(
         self, server: Running, cell: Cell, engine_images_per_s: dict[str, float]
     ) -> dict[str, Any]:
+        if cell.is_apart:
+            with apart(server.pid) as is_apart:
+                together = replace(cell, is_apart=False)
+                figures = self._measure(server, together, engine_images_per_s)
+            return figures | {"is_apart": is_apart}
         pace, effort = pace_named(cell.pace), self._effort
         self._dial.turn(pace)
         if cell.num_connections:

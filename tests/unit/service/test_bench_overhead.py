@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import orjson
 import pytest
 
 from tests.bench.overhead.client import Connection, Reply, request_bytes
+from tests.bench.overhead.cores import apart
 from tests.bench.overhead.engine import MAX_BATCH_SIZE, Dial, Pace
 from tests.bench.overhead.loads import Asked, Load, arrivals
 from tests.bench.overhead.rounds import NUM_AT_ONCE, is_disturbed
@@ -212,3 +216,24 @@ def test_largest_batches_are_what_the_service_makes_by_default() -> None:
     from service.settings import Settings
 
     assert MAX_BATCH_SIZE == Settings.model_fields["max_batch_size"].default
+
+
+def test_client_and_server_have_their_own_cores_for_a_while() -> None:
+    before = os.sched_getaffinity(0)
+    waits = "import threading, sys; threading.Thread(target=sys.stdin.read).start()"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{waits}; print(flush=True)"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()  # both threads are there
+        threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
+        with apart(process.pid) as is_apart:
+            assert is_apart == (len(before) > 1)
+            inside = [os.sched_getaffinity(thread) for thread in threads]
+            if is_apart:
+                assert not os.sched_getaffinity(0) & set().union(*inside)
+        assert [os.sched_getaffinity(thread) for thread in (0, *threads)] == 3 * [before]
+        process.stdin.close()
