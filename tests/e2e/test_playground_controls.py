@@ -101,6 +101,27 @@ def test_the_keys_are_listed_and_the_list_closes(page: Page) -> None:
     expect(dialog).to_be_hidden()
 
 
+def test_single_keys_can_be_switched_off_and_stay_off(page: Page) -> None:
+    choice = page.get_by_label("Use single keys")
+    page.locator("#show-keys").click()
+    expect(choice).to_be_checked()
+    choice.uncheck()
+    page.keyboard.press("Escape")
+    page.locator("#picture").click()  # into no field
+    for _ in range(2):
+        page.keyboard.type("r4?")
+        expect(page.locator("#keys")).to_be_hidden()
+        expect(page.locator("#seed")).to_have_value("7")
+        expect(page.locator("#picture")).to_be_visible()
+        page.reload()
+        expect(page.locator("#picture")).to_be_visible()
+    page.locator("#show-keys").click()
+    choice.check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("r")
+    expect(page.locator("#seed")).not_to_have_value("7")
+
+
 def test_what_was_drawn_is_announced_once_it_settles(page: Page) -> None:
     said = page.locator("#announce")
     expect(said).to_have_attribute("aria-live", "polite")
