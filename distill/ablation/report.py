@@ -108,6 +108,8 @@ def _first_pictures(
     for result in results:
         for index, drawn in enumerate(result.drawn):
             path = strip_path(folder, result.row, result.seed, drawn.sampler, kind)
+            if not path.is_file():  # of a run from before this kind was drawn
+                continue
             strip_HWC = np.asarray(Image.open(path))
             num = strip_HWC.shape[1] // strip_HWC.shape[0]
             rows[label_of(result, index)] = np.stack(np.split(strip_HWC, num, axis=1))

@@ -75,7 +75,8 @@ def score_table(
 ) -> Table:
     """Every line's means over seeds with their intervals, for one kind of prompts."""
     labels = [label for label in ordered_labels(results) if _has(figures[label], kind)]
-    names = [n for n in _SHOWN if any(n in s[kind] for x in labels for s in figures[x].values())]
+    given = [s.get(kind, {}) for label in labels for s in figures[label].values()]
+    names = [name for name in _SHOWN if any(name in scores for scores in given)]
     rows = {row.name: row for row in ROWS}
     lines = tuple(_line(x, kind, names, figures, rows) for x in labels)
     arrows = {"lower": " ↓", "higher": " ↑", "one": ""}
@@ -91,7 +92,7 @@ def _has(by_seed: dict[int, dict[str, dict[str, float]]], kind: str) -> bool:
 def _line(
     label: str, kind: str, names: Sequence[str], figures: Figures, rows: Mapping[str, Row]
 ) -> tuple[str, ...]:
-    by_seed = figures[label]
+    by_seed = {seed: scores for seed, scores in figures[label].items() if kind in scores}
     row = rows.get(label.partition(",")[0])
     words, paper = label, "–"
     if row is not None:

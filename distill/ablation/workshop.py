@@ -21,7 +21,7 @@ from distill.evaluation.command import Asked, load_judges
 from distill.evaluation.feature_judge import FeatureJudge
 from distill.evaluation.judges import Judge
 from distill.evaluation.options import EvaluateOptions
-from distill.evaluation.prompts import PromptSet, Size
+from distill.evaluation.prompts import WITH_STYLE, WITHOUT_STYLE, PromptSet, Size, together
 from distill.evaluation.running import NUM_SHOWN, Sampler, draw_all, score_pictures
 from distill.evaluation.samplers import (
     Models,
@@ -41,6 +41,7 @@ from distill.training.tally import Tally
 
 # Shape suffixes: N pictures, H/W pixels, C channel.
 
+ALL_PROMPTS = "all prompts"
 _SEED_STRIDE = 1_000_000  # keeps the noise of two seeds apart
 Sheets = dict[tuple[str, str], NDArray[np.uint8]]
 
@@ -70,7 +71,11 @@ class Workshop:
         self._samples: Samples
         self._samples, self._prompts = open_samples(config, run_folder, self.teacher)
         asked = Asked.of(config, Size(options.max_pictures, options.seeds_per_prompt))
-        self.sets: list[PromptSet] = asked.sets
+        self._drawn_sets = asked.sets
+        self._parts = [one for one in asked.sets if one.kind in (WITH_STYLE, WITHOUT_STYLE)]
+        # As the paper has one set of prompts: what is said of both kinds at once comes first.
+        both = [together(ALL_PROMPTS, self._parts)] if len(self._parts) > 1 else []
+        self.sets: list[PromptSet] = [*both, *asked.sets]
         self._chooser: FeatureJudge
         self._judges: list[Judge]
         self._chooser, self._judges = load_judges(options, asked.gallery, device)
@@ -113,7 +118,7 @@ class Workshop:
     def tune(self, sweep: Sequence[float]) -> tuple[float, dict[str, float]]:
         """The teacher's guidance with the least distance at 25 steps, and every scale's."""
         options = replace(self._options, guidance_sweep=tuple(sweep))
-        return tuned_guidance(self._models(None), options, self.sets[0], self._chooser)
+        return tuned_guidance(self._models(None), options, self._drawn_sets[0], self._chooser)
 
     def judge_teacher(self, guidance: float, seed: int) -> tuple[list[Drawn], Sheets]:
         """Every solver and number of steps with guidance, and the best known without it."""
@@ -133,12 +138,17 @@ class Workshop:
         for sampler in samplers:
             facts, scores = sampler.facts, {}
             drawing_s, num = 0.0, 0
-            for asked in self.sets:
+            images: dict[str, NDArray[np.uint8]] = {}
+            for asked in self._drawn_sets:
                 seeds = [_SEED_STRIDE * seed + own for own in asked.seeds]
                 start_s = time.perf_counter()
-                images_NHWC = draw_all(sampler.draw, asked.prompts, seeds)
+                images[asked.kind] = draw_all(sampler.draw, asked.prompts, seeds)
                 drawing_s += time.perf_counter() - start_s
-                num += len(images_NHWC)
+                num += len(images[asked.kind])
+            if len(self._parts) > 1:
+                images[ALL_PROMPTS] = np.concatenate([images[part.kind] for part in self._parts])
+            for asked in self.sets:
+                images_NHWC = images[asked.kind]
                 found = score_pictures(facts.name, asked, images_NHWC, self._judges)
                 scores[asked.kind] = {
                     name: estimate.value

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from distill.config import RunConfig
@@ -20,7 +19,7 @@ from distill.evaluation.inception import Inception
 from distill.evaluation.judges import ClipJudge, Judge, PixelJudge
 from distill.evaluation.networks import Network
 from distill.evaluation.options import EvaluateOptions
-from distill.evaluation.prompts import PromptSet, Size, one_prompt_per_concept, prompt_sets
+from distill.evaluation.prompts import PromptSet, Size, joined, one_prompt_per_concept, prompt_sets
 from distill.evaluation.results import EVALUATION_FILE
 from distill.evaluation.running import Outcome, Subject, draw_all, evaluate
 from distill.evaluation.samplers import Models, student_samplers, teacher_samplers, tuned_guidance
@@ -92,17 +91,6 @@ class Asked:
             recolourable = pictures.select(apt)
         sets = prompt_sets(pictures, heldout, size, recolourable)
         return cls(sets, pictures, pictures if heldout is None else joined(pictures, heldout))
-
-
-def joined(a: Pictures, b: Pictures) -> Pictures:
-    """Two sets in one."""
-    return Pictures(
-        np.concatenate([a.images_NHWC, b.images_NHWC]),
-        a.captions + b.captions,
-        a.names + b.names,
-        a.styles + b.styles,
-        a.groups + b.groups,
-    )
 
 
 def load_models(config: RunConfig, run_folder: Path, teacher: Teacher) -> Models:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +18,7 @@ from distill.config import ConfigError
 from distill.dataset import Pictures
 from distill.dataset.recolour import HUES, dominant_hue, new_colours, plain_name, rotate_hue
 
+WITH_STYLE, WITHOUT_STYLE = "with style", "without style"
 _MAX_REPEATED = 64  # captions that are drawn with several seeds
 
 
@@ -118,13 +120,47 @@ def prompt_sets(
     sets = []
     styled = [i for i, style in enumerate(pictures.styles) if style]
     if styled:
-        sets.append(_styled_set("with style", pictures.select(styled), size))
+        sets.append(_styled_set(WITH_STYLE, pictures.select(styled), size))
     sets.append(_unstyled_set(pictures, size))
     if heldout is not None:
         sets.append(_styled_set("held-out pairs", heldout, size))
     if recolourable is not None:
         sets.append(colour_set(recolourable, size))
     return sets
+
+
+def together(kind: str, sets: Sequence[PromptSet]) -> PromptSet:
+    """Several sets as one, the pictures in their order; a real one that several have counts once.
+
+    Sets whose seeds repeat a prompt for its diversity alone have no place in it.
+    """
+    assert all(one.num_in_set == len(one.prompts) for one in sets), "every picture counts"
+    real = sets[0].real
+    for one in sets[1:]:
+        real = joined(real, one.real)
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(real.images_NHWC):
+        first.setdefault(np.ascontiguousarray(image).tobytes(), index)
+    return PromptSet(
+        kind,
+        tuple(chain.from_iterable(one.prompts for one in sets)),
+        tuple(chain.from_iterable(one.seeds for one in sets)),
+        real.select(sorted(first.values())),
+        tuple(chain.from_iterable(one.concepts for one in sets)),
+        tuple(chain.from_iterable(one.styles for one in sets)),
+        tuple(chain.from_iterable(one.groups for one in sets)),
+    )
+
+
+def joined(a: Pictures, b: Pictures) -> Pictures:
+    """Two sets of pictures in one."""
+    return Pictures(
+        np.concatenate([a.images_NHWC, b.images_NHWC]),
+        a.captions + b.captions,
+        a.names + b.names,
+        a.styles + b.styles,
+        a.groups + b.groups,
+    )
 
 
 def styled_prompt(name: str, style: str) -> str:
@@ -150,7 +186,7 @@ def _unstyled_set(pictures: Pictures, size: Size) -> PromptSet:
     asked = set(names)
     repeated = tuple(name for name in names for _ in range(size.num_seeds))
     return PromptSet(
-        "without style",
+        WITHOUT_STYLE,
         repeated,
         tuple(range(len(repeated))),
         pictures.select([i for i, name in enumerate(pictures.names) if name in asked]),
