@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,16 @@ def test_every_row_and_seed_is_judged(finished: Path) -> None:
     for words in ("ADD, full | 2 |", "regression on the teacher's pictures | 2 |", "dpm++"):
         assert words in text
     assert (finished / "with-style.webp").is_file()
+    # Both kinds of prompts at once come first, and are held against more real pictures.
+    kinds = re.findall(r"\*\*Prompts ([a-z ]+): (\d+) pictures", text)
+    with_style, without_style = (int(num) for _, num in kinds[1:3])
+    assert kinds[0] == ("all prompts", str(with_style + without_style))
+    assert [kind for kind, _ in kinds[1:3]] == ["with style", "without style"]
     summary = json.loads((finished / "ablation.json").read_text())
+    for run in summary["runs"]:
+        for scores in run["scores"].values():
+            assert scores["all prompts"].keys() >= {"frechet_distance", "top1", "sharpness"}
+            assert len({of["frechet_distance"] for of in scores.values()}) == len(scores)
     assert {run["num_pictures"] for run in summary["runs"] if run["row"] != "teacher"} == {16}
 
 

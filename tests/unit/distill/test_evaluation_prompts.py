@@ -16,6 +16,7 @@ from distill.evaluation.prompts import (
     colour_set,
     one_prompt_per_concept,
     prompt_sets,
+    together,
 )
 
 
@@ -60,6 +61,22 @@ def test_named_pictures_are_asked_with_and_without_style() -> None:
     assert sorted(set(unstyled.real.names)) == sorted(set(unstyled.prompts))
     assert len(unstyled.real) == 8
     assert pairs.prompts == ("thing 0, 3d",)
+
+
+def test_two_kinds_can_be_held_against_the_real_pictures_of_both() -> None:
+    styled, unstyled = prompt_sets(_set(ROWS), None, Size(max_pictures=12, num_seeds=3))
+    both = together("both", [styled, unstyled])
+    assert both.prompts == styled.prompts + unstyled.prompts
+    assert both.seeds == styled.seeds + unstyled.seeds
+    assert both.styles[:12] == styled.styles and set(both.styles[12:]) == {""}
+    assert both.num_in_set == len(both.prompts) == len(both.concepts) == len(both.groups)
+
+    def each(pictures: Pictures) -> list[bytes]:
+        return [image.tobytes() for image in pictures.images_NHWC]
+
+    parts = each(styled.real) + each(unstyled.real)
+    assert len(set(parts)) < len(parts), "some answer to both"
+    assert each(both.real) == list(dict.fromkeys(parts))
 
 
 def test_the_choice_does_not_depend_on_the_order_of_the_files() -> None:
