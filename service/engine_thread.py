@@ -156,7 +156,7 @@ class EngineThread:
         run = Run(deliveries, key, at_once, loop.create_future())
         # Not `run_in_executor`: the second future between the two, and the way from one to the
         # other, are a thirtieth of what a lone request takes here.
-        self._pool.submit(self._answer, run, loop)
+        self._pool.submit(self._carry_out, run, loop)
         return run
 
     async def outcome(self, run: Run, fail: Callable[[Delivery], Awaitable[None]]) -> list[Drawn]:
@@ -190,7 +190,7 @@ class EngineThread:
 
     # In the engine's thread.
 
-    def _answer(self, run: Run, loop: asyncio.AbstractEventLoop) -> None:
+    def _carry_out(self, run: Run, loop: asyncio.AbstractEventLoop) -> None:
         drawn, error = None, None
         try:
             drawn = self._draw(run.deliveries, run.key, run.at_once)

@@ -7,6 +7,7 @@ encoders and what is told of a run are modules of their own; brokers and HTTP li
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,8 +93,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until the broker has nothing more, then let the last pictures out."""
-        loop = asyncio.get_running_loop()
-        self._in_loop = loop.call_soon_threadsafe
+        self._loop = asyncio.get_running_loop()
         renewing = asyncio.create_task(self._renew_leases())
         try:
             current = await self._begin_next(wait=True)
@@ -210,7 +210,12 @@ class Worker:
             job, pixels_HWC = drawn.deliveries[0].job, drawn.images_BHWC[0]
             encoding = self._encoders.begin(job, pixels_HWC, here_if_quick=True)
             self._lone[drawn] = encoding
-            encoding.file.add_done_callback(lambda _: self._in_loop(self._hand_out, [drawn]))
+            encoding.file.add_done_callback(lambda _: self._hand_out_soon(drawn))
+
+    def _hand_out_soon(self, drawn: Drawn) -> None:
+        """From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            self._loop.call_soon_threadsafe(self._hand_out, [drawn])
 
     def _hand_out(self, drawn: Sequence[Drawn]) -> None:
         """Begin to encode pictures and to answer for them, then tell of the run.
