@@ -11,6 +11,7 @@ from distill.ablation.claims import CLAIMS, Figures, Goal, Verdict, goals, judge
 from distill.ablation.results import RunResult
 from distill.ablation.rows import FULL, ROWS, TEACHER, Row
 from distill.evaluation.intervals import Estimate, over_seeds
+from distill.evaluation.prompts import ALL_PROMPTS
 from distill.evaluation.tables import COLUMNS, Table, cell, written
 
 _SHOWN = (
@@ -81,7 +82,8 @@ def score_table(
     lines = tuple(_line(x, kind, names, figures, rows) for x in labels)
     arrows = {"lower": " ↓", "higher": " ↑", "one": ""}
     headings = ("row", "seeds", *(COLUMNS[n].label + arrows[COLUMNS[n].better] for n in names))
-    caption = f"Prompts {kind}: {counts[kind]} pictures; mean over seeds [95 %, Student's t]"
+    asked = "All prompts" if kind == ALL_PROMPTS else f"Prompts {kind}"
+    caption = f"{asked}: {counts[kind]} pictures; mean over seeds [95 %, Student's t]"
     return Table(caption, (*headings, "paper: FID / CLIP"), lines)
 
 

@@ -21,7 +21,14 @@ from distill.evaluation.command import Asked, load_judges
 from distill.evaluation.feature_judge import FeatureJudge
 from distill.evaluation.judges import Judge
 from distill.evaluation.options import EvaluateOptions
-from distill.evaluation.prompts import WITH_STYLE, WITHOUT_STYLE, PromptSet, Size, together
+from distill.evaluation.prompts import (
+    ALL_PROMPTS,
+    WITH_STYLE,
+    WITHOUT_STYLE,
+    PromptSet,
+    Size,
+    together,
+)
 from distill.evaluation.running import NUM_SHOWN, Sampler, draw_all, score_pictures
 from distill.evaluation.samplers import (
     Models,
@@ -41,7 +48,6 @@ from distill.training.tally import Tally
 
 # Shape suffixes: N pictures, H/W pixels, C channel.
 
-ALL_PROMPTS = "all prompts"
 _SEED_STRIDE = 1_000_000  # keeps the noise of two seeds apart
 Sheets = dict[tuple[str, str], NDArray[np.uint8]]
 

@@ -18,7 +18,7 @@ from distill.config import ConfigError
 from distill.dataset import Pictures
 from distill.dataset.recolour import HUES, dominant_hue, new_colours, plain_name, rotate_hue
 
-WITH_STYLE, WITHOUT_STYLE = "with style", "without style"
+WITH_STYLE, WITHOUT_STYLE, ALL_PROMPTS = "with style", "without style", "all prompts"
 _MAX_REPEATED = 64  # captions that are drawn with several seeds
 
 

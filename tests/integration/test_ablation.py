@@ -51,9 +51,9 @@ def test_every_row_and_seed_is_judged(finished: Path) -> None:
         assert words in text
     assert (finished / "with-style.webp").is_file()
     # Both kinds of prompts at once come first, and are held against more real pictures.
-    kinds = re.findall(r"\*\*Prompts ([a-z ]+): (\d+) pictures", text)
+    kinds = re.findall(r"\*\*(?:Prompts )?([\w ]+): (\d+) pictures", text)
     with_style, without_style = (int(num) for _, num in kinds[1:3])
-    assert kinds[0] == ("all prompts", str(with_style + without_style))
+    assert kinds[0] == ("All prompts", str(with_style + without_style))
     assert [kind for kind, _ in kinds[1:3]] == ["with style", "without style"]
     summary = json.loads((finished / "ablation.json").read_text())
     for run in summary["runs"]:
