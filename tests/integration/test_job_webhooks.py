@@ -20,6 +20,7 @@ from webhook_urls import all_refused_urls
 
 from engines.pipeline import Pipeline
 from service.job_webhooks import JobWebhooks
+from service.tasks import end_tasks
 from service.webhooks.retries import RetryPlan
 
 HOLD_S = 0.4
@@ -147,11 +148,8 @@ async def test_what_a_dead_process_held_is_delivered_by_another(
             while not dying._held:
                 await asyncio.sleep(0.01)
         # As a kill leaves it: nothing is said to anyone.
-        tasks = [dying._looking, *dying._held.values()]
-        for task in tasks:
-            assert task is not None
-            task.cancel()
-        await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
+        assert dying._looking is not None
+        await end_tasks(dying._looking, *dying._held.values())
         if has_ended:
             stack.pipeline.gate.set()
             await ended(stack, job)
