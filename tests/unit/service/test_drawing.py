@@ -50,23 +50,19 @@ async def _ended(waiting: asyncio.Task[list[JobDone]]) -> None:
         await asyncio.wait({waiting})
 
 
-@pytest.mark.parametrize("num_jobs", [1, 3])
-async def test_a_client_that_leaves_takes_all_of_its_jobs_along(num_jobs: int) -> None:
-    wait = _Wait(num_jobs)
+@pytest.mark.parametrize(
+    ("num_jobs", "keep_s", "num_left"),
+    [(1, 0.0, 0), (3, 0.0, 0), pytest.param(1, 60.0, 1, id="others may want it, too")],
+)
+async def test_a_client_that_leaves_takes_along_what_nobody_else_may_want(
+    num_jobs: int, keep_s: float, num_left: int
+) -> None:
+    wait = _Wait(num_jobs, keep_s=keep_s)
     waiting = await wait.begin()
     wait.has_left.set()
     await _ended(waiting)
     assert isinstance(waiting.exception(), ClientClosed)
-    assert await wait.num_queued() == 0
-
-
-async def test_what_others_may_want_too_stays_when_its_client_leaves() -> None:
-    wait = _Wait(keep_s=60.0)
-    waiting = await wait.begin()
-    wait.has_left.set()
-    await _ended(waiting)
-    assert isinstance(waiting.exception(), ClientClosed)
-    assert await wait.num_queued() == 1
+    assert await wait.num_queued() == num_left
 
 
 async def test_a_deadline_ends_the_wait_and_the_jobs() -> None:
