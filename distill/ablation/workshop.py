@@ -78,9 +78,10 @@ class Workshop:
         self._samples, self._prompts = open_samples(config, run_folder, self.teacher)
         asked = Asked.of(config, Size(options.max_pictures, options.seeds_per_prompt))
         self._drawn_sets = asked.sets
-        self._parts = [one for one in asked.sets if one.kind in (WITH_STYLE, WITHOUT_STYLE)]
+        parts = [one for one in asked.sets if one.kind in (WITH_STYLE, WITHOUT_STYLE)]
+        self._parts = parts if len(parts) > 1 else []
         # As the paper has one set of prompts: what is said of both kinds at once comes first.
-        both = [together(ALL_PROMPTS, self._parts)] if len(self._parts) > 1 else []
+        both = [together(ALL_PROMPTS, self._parts)] if self._parts else []
         self.sets: list[PromptSet] = [*both, *asked.sets]
         self._chooser: FeatureJudge
         self._judges: list[Judge]
@@ -151,7 +152,7 @@ class Workshop:
                 images[asked.kind] = draw_all(sampler.draw, asked.prompts, seeds)
                 drawing_s += time.perf_counter() - start_s
                 num += len(images[asked.kind])
-            if len(self._parts) > 1:
+            if self._parts:
                 images[ALL_PROMPTS] = np.concatenate([images[part.kind] for part in self._parts])
             for asked in self.sets:
                 images_NHWC = images[asked.kind]
