@@ -15,7 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engines.bench.statistics import quantile
-from tests.bench.overhead.client import Connection, Reply, connect, request_bytes
+from tests.bench.overhead.client import (
+    Connection,
+    LoneConnection,
+    Reply,
+    connect,
+    request_bytes,
+)
 
 # As many as a burst may have open at once; a request beyond waits for one, and its clock runs.
 MAX_CONNECTIONS = 256
@@ -107,6 +113,22 @@ class Seeds:
 
     def __next__(self) -> int:
         return next(self._numbers) % (MAX_SEED + 1)
+
+
+def lone_load(address: Address, seeds: Seeds, *, warm_up_s: float, duration_s: float) -> Load:
+    """One client, which asks again as soon as it has its answer; the warm-up is left out."""
+    connection = LoneConnection(address.host, address.port)
+    begin_s = time.perf_counter() + warm_up_s
+    end_s = begin_s + duration_s
+    asked: list[Asked] = []
+    while time.perf_counter() < end_s and (not asked or asked[-1].reply.status):
+        request = request_bytes(address.path, seed := next(seeds))
+        sent_s = time.perf_counter()
+        one = Asked(sent_s, sent_s, connection.ask(request, seed))
+        if begin_s <= one.reply.ended_s <= end_s or not one.reply.status:
+            asked.append(one)
+    connection.close()
+    return Load(asked, duration_s)
 
 
 async def closed_load(

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from tests.bench.overhead.engine import (
     Pace,
     measure_raw,
 )
-from tests.bench.overhead.loads import Load, Seeds, closed_load, poisson_load
+from tests.bench.overhead.loads import Load, Seeds, closed_load, lone_load, poisson_load
 from tests.bench.overhead.servers import (
     FASTAPI,
     LITSERVES,
@@ -163,8 +164,8 @@ class Bench:
         self._dial.turn(PACES[OVERLOADED_PACE])
         with running(ONESTEP, self._dial_path, self._folder) as server:
             duration_s = self._effort.typing_s
-            typing, cost = self._at_cost(
-                server, typing_load(server.address, duration_s=duration_s, seed=0)
+            typing, cost = _at_cost(
+                server, _in_a_loop(typing_load, server.address, duration_s=duration_s, seed=0)
             )
         return typing.summary() | cost
 
@@ -185,40 +186,45 @@ class Bench:
             return figures | {"is_apart": is_apart}
         pace, effort = pace_named(cell.pace), self._effort
         self._dial.turn(pace)
-        if cell.num_connections:
-            load, cost = self._at_cost(
-                server,
-                closed_load(
-                    server.address,
-                    self._seeds,
-                    num_connections=cell.num_connections,
-                    warm_up_s=effort.warm_up_s,
-                    duration_s=effort.single_s if cell.num_connections == 1 else effort.closed_s,
-                ),
+        if cell.num_connections == 1:
+            asking = partial(lone_load, warm_up_s=effort.warm_up_s, duration_s=effort.single_s)
+        elif cell.num_connections:
+            asking = _in_a_loop(
+                closed_load,
+                num_connections=cell.num_connections,
+                warm_up_s=effort.warm_up_s,
+                duration_s=effort.closed_s,
             )
         else:
-            load, cost = self._at_cost(
-                server,
-                poisson_load(
-                    server.address,
-                    self._seeds,
-                    rate_per_s=cell.share * engine_images_per_s[cell.pace],
-                    duration_s=effort.poisson_s,
-                    seed=self._arrivals_seed,
-                ),
+            asking = _in_a_loop(
+                poisson_load,
+                rate_per_s=cell.share * engine_images_per_s[cell.pace],
+                duration_s=effort.poisson_s,
+                seed=self._arrivals_seed,
             )
+        load, cost = _at_cost(server, partial(asking, server.address, self._seeds))
         return _figures(load, pace) | cost
 
-    def _at_cost(
-        self, server: Running, coroutine: Coroutine[Any, Any, _Result]
-    ) -> tuple[_Result, dict[str, float]]:
-        """A load's result, and the CPU seconds of server and client, warm-up included."""
-        server_s, client_s = server.cpu_s(), time.process_time()
-        result = uvloop.run(coroutine)
-        return result, {
-            "server_cpu_s": round(server.cpu_s() - server_s, 2),
-            "client_cpu_s": round(time.process_time() - client_s, 2),
-        }
+
+def _in_a_loop(
+    asking: Callable[..., Coroutine[Any, Any, _Result]], *arguments: Any, **options: Any
+) -> Callable[..., _Result]:
+    """A load that many connections make, to be called like one that needs no event loop."""
+
+    def run(*more: Any) -> _Result:
+        return uvloop.run(asking(*arguments, *more, **options))
+
+    return run
+
+
+def _at_cost(server: Running, asking: Callable[[], _Result]) -> tuple[_Result, dict[str, float]]:
+    """A load's result, and the CPU seconds of server and client, warm-up included."""
+    server_s, client_s = server.cpu_s(), time.process_time()
+    result = asking()
+    return result, {
+        "server_cpu_s": round(server.cpu_s() - server_s, 2),
+        "client_cpu_s": round(time.process_time() - client_s, 2),
+    }
 
 
 def is_disturbed(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
