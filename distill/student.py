@@ -24,9 +24,8 @@ from distill.methods.base import Frozen, Sample
 from distill.methods.dmd2 import FAKE_SCORE
 from distill.methods.registry import build_method
 from distill.networks.conditioning import Conditioning, predict
-from distill.networks.features import freeze
 from distill.networks.lora import LORA_FOLDER, fused, lora_state, save_lora, with_lora
-from distill.networks.unet import to_device
+from distill.networks.unet import freeze, to_device
 from distill.probe import Probe
 from distill.sampling import sample_student
 from distill.step import Batch, DistillStep, Trained

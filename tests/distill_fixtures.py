@@ -6,15 +6,18 @@ Owns what several tests of the distillation build. Nothing here is trained.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import Dinov2Config, Dinov2Model
 
 from distill.autoencoder import build_autoencoder
-from distill.config import RunConfig, override
+from distill.config import DiscriminatorConfig, RunConfig, override
 from distill.dataset import Pictures, load_pictures
 from distill.draws import Draws
 from distill.methods.base import Frozen, Sample
@@ -22,8 +25,7 @@ from distill.networks.codec import Codec
 from distill.networks.conditioning import Conditioning
 from distill.networks.diffusion import Diffusion
 from distill.networks.encoders import TextEncoder
-from distill.networks.features import freeze
-from distill.networks.unet import build_unet
+from distill.networks.unet import build_unet, freeze
 from distill.presets import shapes_tiny
 from distill.student import StudentTrainer
 from distill.teacher import CaptionedLatents
@@ -141,3 +143,30 @@ def squeezenet_arrays() -> dict[str, NDArray[np.float32]]:
         layer(f"fire{index}_conv3x3_2", squeeze * 4, squeeze, 3)
         num_in = squeeze * 8
     return arrays
+
+
+def tiny_vision_transformer(folder: Path) -> Path:
+    """A random DINOv2 of three blocks, in a folder as the hub has them."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=28,
+        patch_size=14,
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def vision_config(folder: Path, hooks: tuple[int, ...] = (0, 2)) -> DiscriminatorConfig:
+    """Heads that look through a vision model."""
+    return replace(
+        tiny_config().student.discriminator,
+        features="vision",
+        vision_model=str(folder),
+        hooks=hooks,
+        input_size_px=45,
+        augment=(),
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distill.config import ConfigError
 from distill.evaluation.networks import Description, NetworkCard, sha256_of
-from distill.networks.features import VisionModel
+from distill.networks.vision import VisionModel
 
 _SIDE_PX = 224
 _OPTION = "--dino"
@@ -51,7 +51,6 @@ class Dino:
         rows = []
         for batch in torch.from_numpy(images_NHWC).split(batch_size):
             images_NCHW = batch.permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1
-            inputs = self._vision.normalised(images_NCHW)
-            rows.append(self._vision.model(pixel_values=inputs).last_hidden_state[:, 0].cpu())
+            rows.append(self._vision.described(images_NCHW).cpu())
         pooled_ND = torch.cat(rows)
         return Description(pooled_ND.double().numpy(), pooled_ND.float().numpy())

@@ -1,6 +1,6 @@
 """The denoising network: built, read from a folder, put on a device.
 
-Owns which UNet a run trains and how one runs on a CPU. Knows nothing of training.
+Owns which UNet a run trains, how one runs on a CPU, and how a network is kept from training.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
 
 from distill.config import ConfigError, TextConfig, UnetConfig
 
@@ -57,3 +58,8 @@ def to_device(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditi
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())
     return unet.to(device)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Stop training a module; gradients still flow through it to its inputs."""
+    return module.eval().requires_grad_(False)

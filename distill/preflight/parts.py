@@ -29,8 +29,7 @@ from distill.dataset.shapes import draw_shapes
 from distill.networks.codec import Codec
 from distill.networks.diffusion import Diffusion
 from distill.networks.encoders import TextEncoder, build_text_model, text_spec, train_tokenizer
-from distill.networks.features import freeze
-from distill.networks.unet import build_unet, to_device
+from distill.networks.unet import build_unet, freeze, to_device
 from distill.preflight.rehearsal import Rehearsed
 from distill.preflight.weightless import known_teacher, write_teacher, write_vision_model
 from distill.samples.source import StreamedSamples

@@ -19,8 +19,7 @@ from diffusers import DiffusionPipeline
 from distill.config import ConfigError, RunConfig
 from distill.networks.codec import Codec
 from distill.networks.diffusion import Diffusion
-from distill.networks.features import freeze
-from distill.networks.unet import load_unet
+from distill.networks.unet import freeze, load_unet
 from distill.teachers.base import Teacher
 from distill.teachers.schedules import read_schedule
 from distill.teachers.text import ClipPrompts, DualClipPrompts

@@ -10,8 +10,7 @@ from distill.config import RunConfig
 from distill.networks.codec import Codec
 from distill.networks.diffusion import Diffusion
 from distill.networks.encoders import TextEncoder
-from distill.networks.features import freeze
-from distill.networks.unet import load_unet
+from distill.networks.unet import freeze, load_unet
 from distill.teachers.base import Teacher
 from distill.teachers.folder import TeacherFolder, find_teacher
 

@@ -20,7 +20,8 @@ import torch
 from distill.config import RunConfig, override
 from distill.draws import Draws
 from distill.methods.base import Frozen
-from distill.networks.features import Look, build_features, freeze
+from distill.networks.features import Look, build_features
+from distill.networks.unet import freeze
 from distill.presets import preset
 from distill.samples.sets import open_samples
 from distill.step import Batch, run_student

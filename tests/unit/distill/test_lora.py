@@ -15,9 +15,8 @@ from training_process import assert_same
 
 from distill.config import ConfigError, LoraConfig
 from distill.networks.conditioning import predict
-from distill.networks.features import freeze
 from distill.networks.lora import LORA_FILE, fused, lora_state, save_lora, with_lora
-from distill.networks.unet import load_unet
+from distill.networks.unet import freeze, load_unet
 from distill.student import initial_student
 from distill.training.checkpoint import averaged
 

@@ -16,7 +16,7 @@ from distill.__main__ import _parser
 from distill.config import ConfigError, DataConfig
 from distill.dataset import PictureSource, for_training
 from distill.draws import Draws
-from distill.networks.features import freeze
+from distill.networks.unet import freeze
 from distill.samples.precompute import precompute, shard_path
 from distill.samples.source import PrecomputedSamples
 from distill.samples.synthetic import Drawing
