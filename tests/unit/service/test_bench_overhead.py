@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.bench.overhead.client import Connection, Reply, request_bytes
+from tests.bench.overhead.client import Connection, LoneConnection, Reply, request_bytes
 from tests.bench.overhead.cores import apart
 from tests.bench.overhead.engine import MAX_BATCH_SIZE, Dial, Pace
-from tests.bench.overhead.loads import Asked, Load, arrivals
+from tests.bench.overhead.loads import Address, Asked, Load, Seeds, arrivals, lone_load
 from tests.bench.overhead.rounds import NUM_AT_ONCE, is_disturbed
 from tests.bench.overhead.typing_load import Typing, Typist, read_frame
 from tests.bench.overhead.verdicts import Rounds, Verdict
@@ -141,6 +146,61 @@ async def test_a_broken_connection_is_an_answer_too() -> None:
     assert (reply.result().status, reply.result().is_right) == (0, False)
     wire.abort()
     assert connection.ask(b"request", seed=7).result().status == 0
+
+
+@contextmanager
+def _answering(*pieces: bytes, num_answers: int = 1000) -> Iterator[Address]:
+    """A server of one connection that sends these pieces for each request, then leaves."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for _ in range(num_answers):
+                    if not connection.recv(65536):
+                        return
+                    for piece in pieces:
+                        connection.sendall(piece)
+                        time.sleep(0.002)  # so that it comes by itself
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield Address("127.0.0.1", listener.getsockname()[1], "/v1/generate")
+        thread.join()
+
+
+@pytest.mark.parametrize("num_bytes_at_once", [40, 1000])
+def test_a_lone_client_waits_for_the_whole_answer(num_bytes_at_once: int) -> None:
+    answer = _head(len(JPEG)) + JPEG
+    pieces = [
+        answer[begin : begin + num_bytes_at_once]
+        for begin in range(0, len(answer), num_bytes_at_once)
+    ]
+    with _answering(*pieces) as address:
+        connection = LoneConnection(address.host, address.port)
+        replies = [connection.ask(b"request", seed) for seed in (7, 8, 7)]
+        connection.close()
+    # The server answers with the picture of seed 7 always.
+    assert [reply.is_right for reply in replies] == [True, False, True]
+    assert {reply.status for reply in replies} == {200}
+    assert [reply.ended_s for reply in replies] == sorted(reply.ended_s for reply in replies)
+
+
+def test_a_lone_client_asks_until_its_time_is_over() -> None:
+    answer = _head(len(JPEG), seed=None) + JPEG
+    with _answering(answer) as address:
+        load = lone_load(address, Seeds(), warm_up_s=0.05, duration_s=0.1)
+    assert load.num_lost == 0 and 1 < len(load.right) <= 0.1 / 0.002
+    begin_s = load.asked[0].reply.ended_s
+    assert load.asked[-1].reply.ended_s - begin_s <= 0.1
+
+
+def test_a_lone_client_whose_server_leaves_has_lost_one_request() -> None:
+    answer = _head(len(JPEG), seed=None) + JPEG
+    with _answering(answer, num_answers=3) as address:
+        load = lone_load(address, Seeds(), warm_up_s=0.0, duration_s=30.0)
+    assert (len(load.right), load.num_lost, len(load.asked)) == (3, 1, 4)
 
 
 def test_no_request_equals_another() -> None:
