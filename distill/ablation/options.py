@@ -22,7 +22,7 @@ class AblationOptions:
         seeds: of the students.
         resume: keep finished runs.
         is_finished_only: tabulate them and train nothing.
-        vision_model: transformers folder for the row that looks through one.
+        vision_model: transformers folder for the rows that look through one.
         evaluation: judges, numbers of pictures, the teacher's steps and guidance.
     """
 
@@ -70,6 +70,6 @@ def add_ablation_options(parser: argparse.ArgumentParser) -> None:
         "--finished", action="store_true", help="tabulate the finished runs, train nothing"
     )
     parser.add_argument(
-        "--vision", default=None, metavar="FOLDER", help="vision model of one row's features"
+        "--vision", default=None, metavar="FOLDER", help="vision model of some rows' features"
     )
     add_evaluate_options(parser)

@@ -14,6 +14,7 @@ from distill.config import ConfigError, RunConfig, override
 
 TEACHER = "teacher"
 FULL = "full"
+VISION = "features_vision"
 _TERMS = "student.lambda_"
 _DISC = "student.discriminator."
 
@@ -37,6 +38,7 @@ class Row:
         assignments: `section.field=value` overrides.
         paper: its figures there, where it has the row.
         num_steps: numbers of steps that the finished student is judged at.
+        is_through_vision: whether its heads look through a vision model, as the paper's do.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Row:
     assignments: tuple[str, ...] = ()
     paper: Paper | None = None
     num_steps: tuple[int, ...] = (1,)
+    is_through_vision: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,21 @@ ROWS: tuple[Row, ...] = (
     _conditioned("text", "the text", Paper(21.2, 0.307)),
     _conditioned("image", "the picture", Paper(21.1, 0.316)),
     Row("features_random", "features", "random features", (f"{_DISC}features=random",)),
-    Row("features_vision", "features", "a vision model's features", (), Paper(20.6, 0.319)),
+    Row(
+        VISION,
+        "features",
+        "a vision model's features",
+        paper=Paper(20.6, 0.319),
+        is_through_vision=True,
+    ),
+    Row(
+        "vision_adversarial_only",
+        "features",
+        "a vision model's features, adversary only",
+        (f"{_TERMS}distill=0",),
+        Paper(20.8, 0.315),
+        is_through_vision=True,
+    ),
     _weighted("none", "equal", None),
     _weighted("sds", "SDS", Paper(22.3, 0.325)),
     _weighted("nfsd", "NFSD", Paper(21.8, 0.327)),
@@ -146,7 +163,7 @@ def plan(base: RunConfig, names: Sequence[str] = (), vision_model: str | None = 
     Args:
         base: of the full row.
         names: of rows; empty takes all.
-        vision_model: folder of the vision model whose features one row uses.
+        vision_model: folder of the vision model whose features some rows use.
 
     Raises:
         ConfigError: a name is unknown, or two rows would see different numbers of pictures.
@@ -175,10 +192,11 @@ def _assignments(row: Row, base: RunConfig, vision_model: str | None) -> tuple[s
         if share is None:
             raise ConfigError("the full row holds no share (student.adversarial_share)")
         return (f"student.adversarial_share={share * _SHARES[row.name]}",)
-    if row.name == "features_vision":
+    if row.is_through_vision:
         if vision_model is None:
             raise ConfigError("no vision model: name a transformers folder with --vision")
-        return (f"{_DISC}features=vision", f"{_DISC}vision_model={json.dumps(vision_model)}")
+        through = (f"{_DISC}features=vision", f"{_DISC}vision_model={json.dumps(vision_model)}")
+        return (*row.assignments, *through)
     return row.assignments
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from distill.ablation.claims import CLAIMS, Figures, Goal, Verdict, goals, judged
 from distill.ablation.results import RunResult
-from distill.ablation.rows import FULL, ROWS, TEACHER, Row
+from distill.ablation.rows import FULL, ROWS, TEACHER, VISION, Row
 from distill.evaluation.intervals import Estimate, over_seeds
 from distill.evaluation.prompts import ALL_PROMPTS
 from distill.evaluation.tables import COLUMNS, Table, cell, written
@@ -125,12 +125,12 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     return Table("What the paper found, and what these runs say", headings, lines, is_words=True)
 
 
-def goals_table(found: Sequence[Goal]) -> Table:
-    """The project's aims."""
+def goals_table(found: Sequence[Goal], row: str) -> Table:
+    """The project's aims for one row's student; `row` as it is called in the other tables."""
     lines = tuple(
         (g.words, _interval(g.value), f"{g.limit:g}", "yes" if g.is_met else "no") for g in found
     )
-    return Table("Aims for the full row at one step", ("aim", "measured", "limit", "met"), lines)
+    return Table(f"Aims at one step: {row}", ("aim", "measured", "limit", "met"), lines)
 
 
 def cost_table(results: Sequence[RunResult]) -> Table:
@@ -184,9 +184,11 @@ def page(
     verdicts = judged(CLAIMS, figures, list(counts))
     if verdicts:
         parts.append(claims_table(verdicts).markdown())
-    aims = goals(figures, list(counts)) if FULL in figures else []
-    if aims:
-        parts.append(goals_table(aims).markdown())
+    for row in ROWS:
+        if row.name in (FULL, VISION) and row.name in figures:
+            aims = goals(figures, list(counts), row.name)
+            if aims:
+                parts.append(goals_table(aims, row.words).markdown())
     parts.append(cost_table(results).markdown())
     if skipped:
         lines = "\n".join(f"- {name}: {reason}" for name, reason in skipped.items())

@@ -17,7 +17,7 @@ MAX_FILE_BYTES = 40 * 2**20
 MAX_DECISION_LINES = 40
 MAKE_TARGETS = (
     "help run test check format lint types imports bench bench-bundle load distill ablation "
-    "export engines images locks dashboards clean"
+    "vision-model export engines images locks dashboards clean"
 ).split()
 
 

@@ -42,8 +42,8 @@ def _run(row: str, seed: int, distance: float, sampler: str = "student, 1 step")
 def test_every_row_changes_something_and_only_what_it_says(preset: object) -> None:
     base = preset()  # type: ignore[operator]
     planned = plan(base)
-    assert set(planned.skipped) == {"features_vision"}
-    assert "--vision" in planned.skipped["features_vision"]
+    assert set(planned.skipped) == {"features_vision", "vision_adversarial_only"}
+    assert all("--vision" in reason for reason in planned.skipped.values())
     assert planned.configs.keys() | planned.skipped.keys() == {row.name for row in ROWS}
     assert planned.configs[FULL] == base
     for name, config in planned.configs.items():
@@ -64,10 +64,14 @@ def test_an_unknown_row_is_refused() -> None:
         plan(ablation_tiny(), ["fulll"])
 
 
-def test_a_vision_model_gives_the_row_that_looks_through_it() -> None:
-    planned = plan(ablation_tiny(), ["features_vision"], "some/folder")
-    disc = planned.configs["features_vision"].student.discriminator
-    assert (disc.features, disc.vision_model) == ("vision", "some/folder")
+def test_a_vision_model_gives_the_rows_that_look_through_it() -> None:
+    base, names = ablation_tiny(), ["features_vision", "vision_adversarial_only"]
+    planned = plan(base, names, "some/folder")
+    for config in planned.configs.values():
+        disc = config.student.discriminator
+        assert (disc.features, disc.vision_model) == ("vision", "some/folder")
+    lambdas = [planned.configs[name].student.lambda_distill for name in names]
+    assert lambdas == [base.student.lambda_distill, 0]
 
 
 @pytest.mark.parametrize("field", ["iterations=5", "batch_size=5"])
@@ -193,16 +197,21 @@ def test_claims_name_rows_that_exist() -> None:
     assert {label for claim in CLAIMS for label in (claim.better, claim.worse)} <= known
 
 
-def test_the_aims_are_ratios() -> None:
+@pytest.mark.parametrize("row", ["full", "features_vision"])
+def test_the_aims_are_ratios(row: str) -> None:
     figures = _figures(
-        full=[1.2, 1.2],
-        **{"teacher 25": [1.0, 1.0], "teacher 4": [1.5, 1.5], "regression_real": [1.6, 1.6]},
+        **{
+            row: [1.2, 1.2],
+            "teacher 25": [1.0, 1.0],
+            "teacher 4": [1.5, 1.5],
+            "regression_real": [1.6, 1.6],
+        },
     )
     figures["teacher 25"] = {
         seed: {KIND: scores[KIND] | {"recall": 0.5}}
         for seed, scores in figures["teacher 25"].items()
     }
-    found = {aim.words: aim for aim in goals(figures, [KIND])}
+    found = {aim.words: aim for aim in goals(figures, [KIND], row)}
     distance = found[f"{KIND}: distance at most 1.15 times the teacher's at 25 steps"]
     assert distance.value.value == pytest.approx(1.2)
     assert not distance.is_met
