@@ -87,7 +87,9 @@ def write_report(
                 "seed": result.seed,
                 "num_pictures": result.num_pictures,
                 "train_s": result.train_s,
-                "scores": {drawn.sampler: drawn.scores for drawn in result.drawn},
+                "last_metrics": result.last_metrics,
+                "ms_per_picture": {one.sampler: one.ms_per_picture for one in result.drawn},
+                "scores": {one.sampler: one.scores for one in result.drawn},
             }
             for result in results
         ],

@@ -17,14 +17,16 @@ class DiscriminatorConfig:
     """Frozen features and the trained heads on them.
 
     Attributes:
-        features: "vision" takes a vision transformer's hidden states, as the paper does;
+        features: "vision" takes a vision model's hidden states, as the paper does;
             "teacher" the teacher's own down and middle blocks at a drawn noise level
             (Source: arXiv:2403.12015, section 3); "random" the same of an untrained network, to
             see what the teacher's are worth.
-        vision_model: a local transformers folder or a hub name.
-        hooks: the vision model's blocks that get a head, beside its patch embedding.
+        vision_model: a local transformers folder or a hub name, of a transformer such as DINOv2 or
+            of a convolutional network such as EfficientNet.
+        hooks: the vision model's blocks that get a head; a transformer's patch embedding gets one
+            as well.
         input_size_px: side of the picture that the vision models are given; rounded down to
-            whole patches. Not in the paper.
+            whole patches, or to a multiple of 32. Not in the paper.
         noise_timesteps: range of timesteps drawn for the teacher's features.
         noise_location: with "ladd", places in that range are the sigmoid of a Gaussian with this
             mean, so that a higher one draws noisier timesteps (arXiv:2403.12015, section 4.1,
@@ -32,8 +34,8 @@ class DiscriminatorConfig:
         noise_scale: that Gaussian's standard deviation.
         condition: what the heads are told: the prompt's vector, the real picture's, or both
             (arXiv:2311.17042, table 1b).
-        image_model: the vision model whose class token describes the real picture; None takes
-            the teacher's middle block.
+        image_model: the vision model whose class token, or mean over the last cells, describes the
+            real picture; None takes the teacher's middle block.
         drop_image_at_noise: how often that description is left out where the student started
             from pure noise and cannot know the picture. Not in the paper.
         augment: differentiable augmentations of what the vision model sees (arXiv:2006.10738).
