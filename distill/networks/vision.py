@@ -7,7 +7,6 @@ convolutional network such as EfficientNet (Source: arXiv:2111.01007, section 3.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn import functional
 from transformers import AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
 
 from distill.config import ConfigError, DiscriminatorConfig
 from distill.draws import Draws
@@ -42,7 +42,7 @@ def load_vision_model(source: str, field: str) -> Any:
     Raises:
         ConfigError: the folder holds no model, or the hub gives none.
     """
-    is_local = Path(source).exists() or not _HUB_NAME.fullmatch(source)
+    is_local = _is_local(source)
     if is_local and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"{field}: no model at {source}: give a transformers folder")
     try:
@@ -51,6 +51,21 @@ def load_vision_model(source: str, field: str) -> Any:
         raise ConfigError(
             f"{field}: {source} cannot be loaded ({error}); download it and give its folder"
         ) from error
+
+
+def _levels(source: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of pixels in [0, 1] that the model expects; ImageNet's by default."""
+    try:
+        named, _ = ImageProcessingMixin.get_image_processor_dict(
+            source, local_files_only=_is_local(source)
+        )
+    except OSError:
+        named = {}
+    return named.get("image_mean", _IMAGENET_MEAN), named.get("image_std", _IMAGENET_STD)
+
+
+def _is_local(source: str) -> bool:
+    return Path(source).exists() or not _HUB_NAME.fullmatch(source)
 
 
 class VisionModel:
@@ -75,7 +90,7 @@ class VisionModel:
         unit_px = patch_px if isinstance(patch_px, int) else _STRIDE_PX
         self.side_px = max(unit_px, side_px // unit_px * unit_px)
         self._cells = self.side_px // unit_px
-        mean, std = _levels(Path(source))
+        mean, std = _levels(source)
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
@@ -120,13 +135,6 @@ class VisionModel:
         scaled_BCHW = ((images_BCHW.float() + 1) / 2 - self._mean) / self._std
         side = (self.side_px, self.side_px)
         return functional.interpolate(scaled_BCHW, size=side, mode="bilinear", antialias=True)
-
-
-def _levels(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation that a model's folder names for pixels in [0, 1], or ImageNet's."""
-    path = folder / "preprocessor_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return named.get("image_mean", _IMAGENET_MEAN), named.get("image_std", _IMAGENET_STD)
 
 
 class VisionFeatures:
