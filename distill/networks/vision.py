@@ -69,7 +69,14 @@ def _is_local(source: str) -> bool:
 
 
 class VisionModel:
-    """A frozen vision model, and how pictures are given to it."""
+    """A frozen vision model, and how pictures are given to it.
+
+    Attributes:
+        side_px: of the picture it is given.
+        is_transformer: whether its states are tokens; a convolutional network's are maps.
+        map_channels: of every map.
+        described_width: numbers that describe a picture.
+    """
 
     def __init__(self, source: str, field: str, side_px: int, device: torch.device) -> None:
         """Load the model.
@@ -86,13 +93,20 @@ class VisionModel:
         self._model = load_vision_model(source, field).to(device)
         freeze(self._model)
         patch_px = getattr(self._model.config, "patch_size", None)
-        self.is_transformer = isinstance(patch_px, int)
         unit_px = patch_px if isinstance(patch_px, int) else _STRIDE_PX
         self.side_px = max(unit_px, side_px // unit_px * unit_px)
         self._cells = self.side_px // unit_px
         mean, std = _levels(source)
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        # By a look at a grey picture: each family words its shapes in its own way.
+        grey_BCHW = torch.zeros(1, 3, self.side_px, self.side_px, device=device)
+        with torch.no_grad():
+            seen = self._seen(grey_BCHW)
+        self.is_transformer = seen.last_hidden_state.ndim == 3
+        channel = -1 if self.is_transformer else 1
+        self.map_channels = [int(state.shape[channel]) for state in seen.hidden_states]
+        self.described_width = int(seen.last_hidden_state.shape[channel])
 
     def maps(self, images_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """What each of its blocks gives, as (B, C, h, w).
@@ -103,8 +117,7 @@ class VisionModel:
         Returns:
             The patch embedding's, or the first convolution's, then every block's.
         """
-        inputs_BCHW = self._normalised(images_BCHW)
-        states = self._model(pixel_values=inputs_BCHW, output_hidden_states=True).hidden_states
+        states = self._seen(images_BCHW).hidden_states
         if not self.is_transformer:
             return list(states)
         cells = self._cells
@@ -114,21 +127,13 @@ class VisionModel:
 
     def described(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """image_BD: a transformer's class token, else the mean over a picture's last cells."""
-        last = self._model(pixel_values=self._normalised(images_BCHW)).last_hidden_state
+        last = self._seen(images_BCHW).last_hidden_state
         image_BD: torch.Tensor = last[:, 0] if self.is_transformer else last.mean((2, 3))
         return image_BD
 
-    @torch.no_grad()
-    def map_channels(self) -> list[int]:
-        """Channels of every map; by a look at a grey picture, as each family words its own."""
-        grey_BCHW = torch.zeros(1, 3, self.side_px, self.side_px, device=self._mean.device)
-        return [int(feature.shape[1]) for feature in self.maps(grey_BCHW)]
-
-    @torch.no_grad()
-    def described_width(self) -> int:
-        """Numbers that describe a picture."""
-        grey_BCHW = torch.zeros(1, 3, self.side_px, self.side_px, device=self._mean.device)
-        return int(self.described(grey_BCHW).shape[1])
+    def _seen(self, images_BCHW: torch.Tensor) -> Any:
+        """What the model gives: `hidden_states`, and `last_hidden_state` after its last norm."""
+        return self._model(pixel_values=self._normalised(images_BCHW), output_hidden_states=True)
 
     def _normalised(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to the model's input; no clamp, which would stop gradients."""
@@ -151,7 +156,7 @@ class VisionFeatures:
         self._vision = VisionModel(
             config.vision_model, "student.discriminator.vision_model", config.input_size_px, device
         )
-        channels = self._vision.map_channels()
+        channels = self._vision.map_channels
         num_blocks = len(channels) - 1
         if not config.hooks or not all(0 <= hook < num_blocks for hook in config.hooks):
             raise ConfigError(f"student.discriminator.hooks must lie in 0..{num_blocks - 1}")
@@ -181,7 +186,7 @@ class VisionEmbedder:
         self._vision = VisionModel(
             source, "student.discriminator.image_model", config.input_size_px, device
         )
-        self.width = self._vision.described_width()
+        self.width = self._vision.described_width
 
     def __call__(self, sample: RealPictures, codec: Codec) -> torch.Tensor:
         """image_BD."""

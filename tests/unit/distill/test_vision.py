@@ -16,7 +16,12 @@ from distill_fixtures import (
     tiny_vision_transformer,
     vision_config,
 )
-from transformers import EfficientNetConfig, EfficientNetModel
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    EfficientNetConfig,
+    EfficientNetModel,
+)
 
 from distill.config import ConfigError
 from distill.networks.features import Look
@@ -130,6 +135,18 @@ def test_a_convolutional_networks_maps_are_those_of_the_hooked_blocks(
         assert gradient.abs().amax((1, 2, 3)).min() > 0
     with pytest.raises(ConfigError, match=r"hooks must lie in 0\.\.2"):
         VisionFeatures(replace(config, hooks=(3,)), CPU)
+
+
+@torch.no_grad()
+def test_a_convolutional_network_may_have_patches(tmp_path: Path) -> None:
+    """ConvNeXt's first layer cuts the picture into them; what it gives are maps all the same."""
+    torch.manual_seed(0)
+    config = ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], patch_size=4)
+    ConvNextModel(config).save_pretrained(tmp_path)
+    features = VisionFeatures(replace(vision_config(tmp_path, hooks=(1,)), input_size_px=34), CPU)
+    assert features.channels == (16,)
+    (found,) = _see(features, torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert found.shape == (2, 16, 4, 4)
 
 
 @torch.no_grad()
